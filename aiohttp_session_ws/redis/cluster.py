@@ -327,13 +327,13 @@ class RedisCluster:
             await close_client(self._make())
         except TypeError as exc:
             raise NotSetUp(
-                f"redis= is a callable that can't be called so ({exc}): let it take no argument"
-                " and return a redis.asyncio client, as lambda: redis.asyncio.Redis(...)"
+                f"redis= is a callable that raised TypeError ({exc}): it must take no argument and"
+                " return a redis.asyncio client, such as lambda: redis.asyncio.Redis(...)"
             ) from exc
         except NotSetUp:
             raise
         except Exception as exc:  # noqa: BLE001  whatever the application raises
-            log.warning("a client of Redis can't be made now: %s", reason(exc))
+            log.warning("the Redis client can't be created, retrying: %s", reason(exc))
 
     def _run(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.add(asyncio.create_task(supervise(run, name), name=f"{name} to Redis"))
@@ -374,8 +374,8 @@ class RedisCluster:
     def _log_lost(self, left: Sequence[AnyEntry]) -> None:
         if self._journaled:
             log.warning(
-                "Redis didn't take %d orders before this node stopped; the journal has them, and"
-                " the next start writes them",
+                "%d orders were not recorded by Redis before this node stopped: the journal has"
+                " them, and the next start writes them",
                 len(left),
             )
             return
@@ -383,8 +383,8 @@ class RedisCluster:
         # A log-in or a renewal makes several records of one lineage.
         names = [*dict.fromkeys(_name_of(record) for order in orders for record in order.changes)]
         log.error(
-            "Redis didn't take %d orders before this node stopped: they are lost, unless it is"
-            " given a journal=; they were about %s",
+            "%d orders were lost: Redis didn't record them before this node stopped (a journal="
+            " would keep them); they concerned %s",
             len(left),
             ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else ""),
         )
@@ -398,15 +398,15 @@ class RedisCluster:
         try:
             memory = await self.commands.call("INFO", "memory")
         except REDIS_ERRORS as exc:
-            log.debug("Redis doesn't tell how it is set up: %s", reason(exc))
+            log.debug("the maxmemory policy of Redis can't be read: %s", reason(exc))
             memory = b""
         text = memory.decode() if isinstance(memory, bytes) else ""
         _, _, rest = text.partition("maxmemory_policy:")
         policy = rest.split(maxsplit=1)[0] if rest.strip() else "noeviction"
         if policy != "noeviction":
             log.warning(
-                "Redis may evict the records of ended sessions (maxmemory-policy %s): set it to"
-                " noeviction, or stale cookies of theirs can be used again",
+                "Redis may evict the records of ended sessions (maxmemory-policy %s), whose stale"
+                " cookies could then be used again: set it to noeviction",
                 policy,
             )
         if self._journaled:
@@ -454,8 +454,8 @@ class RedisCluster:
             self.node.effects.resolve()
         if self.clock.leap > LEAP:
             log.warning(
-                "Redis' clock went ahead by %.0f s, or this machine slept: what has expired is"
-                " written again",
+                "Redis' clock was set forward by %.0f s, or this machine was suspended: records"
+                " that have expired are written back",
                 self.clock.leap,
             )
             self._lost(everything=True)
@@ -496,8 +496,8 @@ class RedisCluster:
     def _evicted(self) -> None:
         if self._logged.allows("evicted"):
             log.warning(
-                "Redis evicts keys, perhaps records of ended sessions: what this node knows is"
-                " written again; set maxmemory-policy to noeviction"
+                "Redis has evicted keys, possibly records of ended sessions: this node writes its"
+                " records back; set maxmemory-policy to noeviction"
             )
         self.write_back.evicted = True
 

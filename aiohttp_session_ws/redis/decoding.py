@@ -66,7 +66,7 @@ def read_message(body: bytes) -> tuple[str, list[str]] | None:
 def _sender(head: str) -> str:
     message = json.loads(head)
     if message["v"] != VERSION:
-        raise ValueError("another version")
+        raise ValueError("unsupported version")
     return name(message["from"])
 
 
@@ -118,7 +118,7 @@ def _order(body: list[Any]) -> PublishedOrder:
         (*rest, None, None, None) if len(rest) == 1 else rest
     )
     if len(refresh) > 1:
-        raise ValueError("another version")
+        raise ValueError("unsupported version")
     return PublishedOrder(
         changes,
         closes,
@@ -145,7 +145,7 @@ def _record(body: list[Any]) -> Record:
 
 def _change(body: list[Any]) -> Change:
     if body[0] != VERSION:
-        raise ValueError("another version")
+        raise ValueError("unsupported version")
     return _CHANGES[body[1]](*body[2:])
 
 
@@ -185,7 +185,7 @@ _CHANGES: Final[dict[str, Callable[..., Change]]] = {
 
 def _close_session(body: list[Any]) -> CloseSession:
     if body[0] != VERSION or body[1] != "close":
-        raise ValueError("another version or kind")
+        raise ValueError("unsupported version, or not a close order")
     _, _, at, code, number, reason, subject = body
     return CloseSession(_subject(subject), str(number), _time(at), close_of(code, reason))
 
@@ -199,26 +199,26 @@ def close_of(code: object, reason: object) -> Close:
         ValueError: If they are invalid.
     """
     if type(code) is not int:
-        raise ValueError("a close code is a number")
+        raise ValueError("a close code must be an integer")
     return Close(code, str(reason))
 
 
 def _generation(value: object) -> int:
     if type(value) is not int or not 0 <= value <= LAST_GENERATION:
-        raise ValueError("a generation is a number >= 0")
+        raise ValueError("a generation must be an integer >= 0")
     return value
 
 
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise ValueError("a name is a text")
+        raise ValueError("a token must be a string")
     return value
 
 
 def _time(value: Any) -> float:
     time = value if type(value) is float else float(value)
     if not math.isfinite(time):
-        raise ValueError("a time is a number of seconds")
+        raise ValueError("a time must be a finite number of seconds")
     return time
 
 
@@ -231,12 +231,12 @@ def ttl_of(value: Any) -> float:
     """
     ttl = value if type(value) is float else float(value)
     if not 0 < ttl < math.inf:
-        raise ValueError("a ttl is a number of seconds > 0")
+        raise ValueError("a TTL must be a finite number of seconds > 0")
     return ttl
 
 
 def _subject(body: list[Any]) -> Subject:
     kind, value = body
     if kind not in ("id", "identity", "label"):
-        raise ValueError("another kind of subject")
+        raise ValueError("unknown kind of subject")
     return Subject(kind, subject_of(value))

@@ -20,11 +20,11 @@ State: TypeAlias = Literal["connected", "degraded"]
 STEADY: Final = 1.0  # seconds that a change has to last until it changes the state
 
 #: What may fail though Redis answers, in the words of the log; the worst first.
-RECEIVE_ORDERS: Final = "it can't be subscribed to"
+RECEIVE_ORDERS: Final = "subscribing to orders fails"
 HEARTBEATS: Final = "heartbeats fail"
 RECORD: Final = "orders can't be recorded"
-RECEIVE_DATA: Final = "pushes and questions can't be heard"
-SEND_DATA: Final = "pushes and questions can't be sent"
+RECEIVE_DATA: Final = "pushes and requests of other nodes can't be received"
+SEND_DATA: Final = "pushes and requests can't be sent"
 ALL: Final = (RECEIVE_ORDERS, HEARTBEATS, RECORD, RECEIVE_DATA, SEND_DATA)
 
 
@@ -48,7 +48,7 @@ class Health:
         self._commands = commands
         self._outages = outages
         self._changed = changed
-        self._failures = dict.fromkeys(ALL, "not yet")  # what doesn't work, and why
+        self._failures = dict.fromkeys(ALL, "not connected yet")  # what doesn't work, and why
         self._logged = OncePerMinute()
         self._updated = asyncio.Event()
         self._started = False
@@ -136,10 +136,10 @@ class Health:
         """
         Record that something fails, one of :data:`ALL`, and why.
         """
-        if what == RECEIVE_ORDERS and self.receives_orders and self._logged.allows("deaf"):
+        if what == RECEIVE_ORDERS and self.receives_orders and self._logged.allows("subscription"):
             log.warning(
-                "the subscription to orders of other nodes broke (%s): it is made anew, and what"
-                " was missed is read",
+                "the subscription to orders of other nodes broke (%s): subscribing again, and"
+                " reading the missed orders",
                 why,
             )
         self._failures[what] = why
@@ -183,8 +183,8 @@ class Health:
             self._warned = self._logged.allows("degraded")
             log.log(
                 logging.WARNING if self._warned else logging.INFO,
-                "the websocket registry is degraded (%s): orders that Redis can't take wait for"
-                " it, and handshakes that can't be checked are decided by on_outage=",
+                "the websocket registry is degraded (%s): orders are queued until Redis records"
+                " them, and handshakes that can't be checked are decided by on_outage=",
                 self.why,
             )
             return

@@ -184,14 +184,18 @@ class Inbound:
     def _log_failed(self, exc: Exception) -> None:
         if self._logged.allows(type(exc).__name__):
             # No traceback, which may hold an id.
-            log.error("an order of another node failed: %s", describe_error(exc))
+            log.error(
+                "an order of another node could not be applied (%s): open sockets are checked"
+                " against the records",
+                describe_error(exc),
+            )
         self._unreadable(0, 0)
 
     def _report_unreadable(self, first: int, last: int) -> None:
         if self._logged.allows("unreadable"):
             log.warning(
-                "a message on our channel can't be read, of another version or not ours: open"
-                " sockets are checked by what is recorded"
+                "a message on our channel can't be read (another version, or foreign): open"
+                " sockets are checked against the records"
             )
         self._unreadable(first, last)
 

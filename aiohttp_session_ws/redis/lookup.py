@@ -105,13 +105,15 @@ class Lookup:
         looked_up.put(token, True)
         records, readable = read_records(answer.result())
         if not readable and self._logged.allows("unreadable"):
-            log.warning("a record can't be read: it is of another version, or not ours")
+            log.warning("a record can't be read (another version, or foreign): it is ignored")
         changes, _ = split(records)
         try:
             self._applier.apply_except_open_sockets(changes)
         except Exception as exc:  # noqa: BLE001  it would be reported nowhere else
             if self._logged.allows(type(exc).__name__):
-                log.error("what is recorded could not be carried out: %s", describe_error(exc))
+                log.error(
+                    "records found by a look-up could not be applied: %s", describe_error(exc)
+                )
         for change in changes:
             self._restart_ttl(change)
 
@@ -157,8 +159,8 @@ class Lookup:
         if not readable:  # it was put there for a reason
             if self._logged.allows("unreadable"):
                 log.warning(
-                    "a record can't be read, of another version or not ours: sockets of its"
-                    " session are told to reconnect"
+                    "a record can't be read (another version, or foreign): the sockets of its"
+                    " session are made to reconnect"
                 )
             self._applier.make_reconnect(connection)
 

@@ -189,7 +189,7 @@ class Membership:
         try:
             await self._commands.run_script(LEAVE, 1, self._commands.prefix, self._instance)
         except REDIS_ERRORS as exc:
-            log.debug("Redis could not be told that this node stops: %s", reason(exc))
+            log.debug("this node could not be removed from the list of nodes: %s", reason(exc))
             return False
         return True
 
@@ -264,7 +264,7 @@ class Membership:
         try:
             await self._commands.call("PUBLISH", line.channel(DATA), self._joined_message)
         except REDIS_ERRORS as exc:
-            log.debug("nobody could be told that this node has started: %s", reason(exc))
+            log.debug("the other nodes could not be notified of this one: %s", reason(exc))
 
     async def _read_members(self, reply: HeartbeatReply) -> None:
         """
@@ -313,7 +313,7 @@ class Membership:
         known, self._last = self._last, reply
         if known is not None and (reply.last < last_known or differs(known.epoch, reply.epoch)):
             if self._logged.allows("lost"):
-                log.warning("Redis has lost data; what was ordered lately is written again")
+                log.warning("Redis has lost data: records and recent orders are written back")
             self._numbers.rewind(0, reply.last)
             self._marks.clear()
             self._commands.link.drop("it has lost data")

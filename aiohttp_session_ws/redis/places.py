@@ -86,7 +86,11 @@ class PlaceKeeper:
             return None
         except REDIS_ERRORS as exc:
             if self._logged.allows("places"):
-                log.warning("each process counts its own sockets for now: %s", reason(exc))
+                log.warning(
+                    "limits over all nodes are unavailable (%s): each process counts its own"
+                    " sockets for now",
+                    reason(exc),
+                )
             return None
         return found
 

@@ -184,7 +184,7 @@ class Queries:
                     return  # an answer without its last part isn't complete
         except DECODE_ERRORS:
             if self._logged.allows("question"):
-                log.warning("a message that isn't ours is on our channel")
+                log.warning("a foreign or malformed message on our data channel was ignored")
 
     async def _answers(
         self, asker: str, number: str, body: dict[str, Any], payload: bytes

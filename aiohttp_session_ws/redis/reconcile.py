@@ -103,7 +103,7 @@ class Reconciler:
             try:
                 await self._catch_up()
             except REDIS_ERRORS as exc:
-                log.debug("what was missed can't be read now: %s", reason(exc))
+                log.debug("missed orders can't be read, retrying: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
                 self._wake.set()
             except Exception:

@@ -100,7 +100,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         if node is not None:
             _ = expect(node, str, "node")
         if not prefix or "{" in prefix or "}" in prefix:
-            raise ValueError(f"prefix is a text without braces, not {prefix!r}")
+            raise ValueError(f"prefix is a non-empty text without braces, not {prefix!r}")
         self.prefix: str = prefix
         self.node: str = f"{socket.gethostname()}:{os.getpid()}" if node is None else node
         self.on_outage: Literal["refuse", "accept"] = on_outage
@@ -122,7 +122,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         return self._redis
 
     def _state_changed(self, state: State) -> None:
-        _ = self._core.tasks.spawn(self.on_state_change.send(state), "tell the state")
+        _ = self._core.tasks.spawn(self.on_state_change.send(state), "send on_state_change")
 
     @property
     def state(self) -> State:

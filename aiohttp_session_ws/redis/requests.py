@@ -246,7 +246,7 @@ class Requests:
             request = self._open.get(number)
         except DECODE_ERRORS:
             if self._logged.allows("answer"):
-                log.warning("a message that isn't ours is on our channel of answers")
+                log.warning("a foreign or malformed message on our channel of answers was ignored")
             return
         if request is not None:
             request.add_answer(sender, body)

@@ -247,7 +247,7 @@ def _row(fields: list[str]) -> Row:
     times = list(map(float, cells[::2]))
     found = json.loads(f"[{','.join(cells[1::2])}]")
     if len(times) != len(found) or not (times and math.isfinite(sum(times))):
-        raise ValueError("each order has a time and a subject")
+        raise ValueError("each order must have a time and a subject")
     values = found if set(map(type, found)) == {str} else list(map(subject_of, found))
     return Row(shape, 0 if shape.ends else _number(rest), times, values)
 
@@ -255,12 +255,12 @@ def _row(fields: list[str]) -> Row:
 @lru_cache(16)  # there are few in practice
 def _shape(what: str, kind: str, code: str, reason: str, ttl: str) -> Shape:
     if what not in ("ends", "closes") or kind not in _KINDS:
-        raise ValueError("another kind of order or subject")
+        raise ValueError("unknown kind of order or subject")
     close = close_of(int(code), json.loads(reason))
     return Shape(what == "ends", _KINDS[kind], close, ttl_of(ttl) if what == "ends" else 0.0)
 
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise ValueError("a number of an order is a whole number")
+        raise ValueError("the number of an order must be an integer")
     return int(text)

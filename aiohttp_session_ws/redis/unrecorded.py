@@ -89,7 +89,7 @@ class Unrecorded:
         if self._missed and (takes_writes or receives_data):
             self._missed = False
             if not takes_writes:  # recorded orders have numbers, and are found by these
-                _ = self._tasks.spawn(self._request_unrecorded(), "ask for what isn't recorded")
+                _ = self._tasks.spawn(self._request_unrecorded(), "request unrecorded orders")
 
     async def _request_unrecorded(self) -> None:
         """

@@ -149,7 +149,7 @@ class WriteBack:
                 if await self._write_share(everything=everything, shared=step < len(STEPS)):
                     return True
         except REDIS_ERRORS as exc:
-            log.debug("what is lost can't be written now: %s", reason(exc))
+            log.debug("the write-back failed, starting again: %s", reason(exc))
         return False
 
     async def finish(self, timeout: float) -> None:
@@ -165,7 +165,7 @@ class WriteBack:
                 await self.write(self._records)
                 await self.write(self._published(lambda sender: True))
         except REDIS_ERRORS as exc:
-            log.warning("what Redis has lost could not be written before the end: %s", reason(exc))
+            log.warning("the write-back was unfinished when this node stopped: %s", reason(exc))
 
     async def write(
         self,
@@ -196,9 +196,7 @@ class WriteBack:
         if some:
             written += await self._retry(partial(self._write_missing, some))
         if written and self._logged.allows("lacks"):
-            log.warning(
-                "Redis lacks %d records that this node knows: it writes them again", written
-            )
+            log.warning("Redis lacks %d records: this node writes them back", written)
 
     def take_over(self, body: bytes) -> list[Record]:
         """
@@ -287,7 +285,7 @@ class WriteBack:
             except REDIS_ERRORS as exc:
                 if self._loss_reported.is_set():
                     raise
-                log.debug("what is lost can't be written now: %s", reason(exc))
+                log.debug("a step of the write-back failed, retrying: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
 
     async def _write_missing(self, some: dict[str, dict[Record, Stored]]) -> int:

@@ -199,7 +199,7 @@ class TestTrouble:
             await failed.wait()
             assert await expect_close(hers) == 4401
             await lives(his)
-        assert "an order of another node failed: RuntimeError" in caplog.text
+        assert "an order of another node could not be applied (RuntimeError" in caplog.text
 
     async def test_others_of_its_message(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch

@@ -124,7 +124,7 @@ class TestConnections:
         await take_no_connection(redis_server, "secret!")
         await cut_unused(redis_server)
         await becomes(a, "degraded")
-        assert "is degraded (pushes and questions can't be sent: Auth" in caplog.text
+        assert "is degraded (pushes and requests can't be sent: Auth" in caplog.text
         await take_no_connection(redis_server, "")
         await becomes(a, "connected")
 
@@ -150,7 +150,7 @@ class TestConnections:
         await redis_server.kill_pubsub()
         await until(lambda: caplog.records)
         assert "broke (ConnectionError: Redis closed the connection)" in caplog.text
-        assert "made anew" in caplog.text
+        assert "subscribing again" in caplog.text
         assert registry_of(a).state == "connected"
 
 

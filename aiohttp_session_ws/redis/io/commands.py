@@ -118,7 +118,7 @@ class Commands:
         """
         Fail all pending commands and reads.
         """
-        self._fail_all("it is being left")
+        self._fail_all("the registry is stopping")
         self._watchdog.stop()
 
     # Sending

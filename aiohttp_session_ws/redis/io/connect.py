@@ -151,13 +151,13 @@ def _usable(client: Any) -> Any:
         if isinstance(client, Coroutine):
             client.close()
         raise NotSetUp(
-            f"redis= is a callable that returned a {type(client).__name__}: let it return a"
-            " redis.asyncio client, as lambda: redis.asyncio.Redis(...)"
+            f"redis= is a callable that returned a {type(client).__name__}: it must return a"
+            " redis.asyncio client, such as lambda: redis.asyncio.Redis(...)"
         )
     if client.get_encoder().decode_responses:
         raise NotSetUp(
-            "redis= is a callable that made a client which decodes answers, but pushes may be"
-            " bytes: make it with decode_responses=False"
+            "redis= is a callable that returned a client which decodes replies, but pushes may"
+            " be bytes: create it with decode_responses=False"
         )
     return client
 

@@ -60,7 +60,7 @@ class Line:
         connection = await connect(self._client, self._prefix)
         if self._closed:  # redis-py has swallowed the cancellation
             await connection.disconnect(nowait=True)
-            raise RedisUnavailable("Redis was connected to too late")
+            raise RedisUnavailable("the attempt to connect was cancelled")
         self._wire = Wire(connection, self._resolve_oldest)
         self._wire.ended.add_done_callback(lambda _: self.fail())
 

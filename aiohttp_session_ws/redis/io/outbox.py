@@ -138,8 +138,8 @@ class Outbox:
             _ = (self._aside or self._queue).popleft()
             if self._lost % 10_000 == 0:
                 log.error(
-                    "more than %d orders wait for Redis; the oldest are lost, and their sessions"
-                    " are ended on this node only",
+                    "more than %d orders wait for Redis: the oldest are dropped, and their"
+                    " sessions are ended on this node only",
                     DEPTH,
                 )
             self._lost += 1
@@ -306,8 +306,8 @@ class Outbox:
         self.refused = word
         if self._logged.allows(word):
             log.error(
-                "Redis refuses to write (%s): orders are published, and recorded when it can; %d"
-                " wait",
+                "Redis refuses writes (%s): orders are still published, and recording them is"
+                " retried; %d pending",
                 word,
                 len(self) + len(batch.entries),
             )
@@ -334,7 +334,7 @@ class Outbox:
         batch.entries[0].alone = True
         self._aside.extend(batch.entries)
         if self._logged.allows(why):
-            log.error("an order could not be recorded (%s); it is tried again", why)
+            log.error("an order could not be recorded (%s), retrying", why)
         self._retry_later()
 
     def _retry_later(self) -> None:

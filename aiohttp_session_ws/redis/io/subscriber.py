@@ -89,7 +89,7 @@ class Subscriber:
     def _log_failed(self, exc: Exception) -> None:
         if self._errors.allows(type(exc).__name__):
             # No traceback, which may hold an id.
-            log.error("a message of another node failed: %s", describe_error(exc))
+            log.error("a message of another node could not be processed: %s", describe_error(exc))
 
     async def _listen(self) -> None:
         """

@@ -45,7 +45,7 @@ async def connect(client: Client, prefix: str) -> Connection:
         _ = await client.initialize()
         node = client.get_node_from_key(f"{{{prefix}}}")
         if node is None:
-            raise RedisConnectionError("the cluster has no node for our slot")
+            raise RedisConnectionError("no node of the Redis Cluster serves our hash slot")
         connection: Connection = node.connection_class(**node.connection_kwargs)
     else:
         pool = client.connection_pool
@@ -175,7 +175,7 @@ class Wire(asyncio.Protocol):
         End the connection, and close redis-py's.
         """
         task = self._task
-        self.end(RedisConnectionError("it was closed"))
+        self.end(RedisConnectionError("this process closed the connection"))
         if task is not None:
             _ = await asyncio.wait({task})
         await self._connection.disconnect(nowait=True)
