@@ -195,7 +195,9 @@ class Membership:
 
     async def living(self) -> list[str]:
         """
-        Return the nodes with a heartbeat within :data:`~.io.scripts.HEARTBEAT_TTL`, in order.
+        Return the nodes with a heartbeat within :data:`~.io.scripts.HEARTBEAT_TTL`.
+
+        All nodes get the same order: they share out the write-back by it.
 
         Raises:
             RedisUnavailable: If Redis is away.

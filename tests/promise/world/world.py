@@ -67,7 +67,7 @@ from .wire import UPGRADE, Client
 
 BROWSERS = "A", "B"
 EXPIRY = Expiry()
-HEAR = Inbound.receive
+RECEIVE = Inbound.receive
 MEASURE = RedisClock.measure
 PATIENCE = 0.001  # real seconds to wait for messages that Redis publishes
 TICK = 0.001  # seconds between two steps
@@ -235,7 +235,7 @@ class World:
     def _hear(self, node: Inbound, data: bytes) -> Awaitable[None] | None:
         """Drop every third published message."""
         self._messages += 1
-        return HEAR(node, data) if self._messages % 3 else None
+        return RECEIVE(node, data) if self._messages % 3 else None
 
     async def _make_id(self, request: web.Request) -> str:
         """Derive an id from the user."""

@@ -15,7 +15,7 @@ from aiohttp_session_ws.redis.recent import ReceivedNumbers, RecentOrders, SeenO
 from aiohttp_session_ws.redis.rows import Shape, cell_text, row_text
 
 
-class TestHeardNumbers:
+class TestReceivedNumbers:
     def test_in_order(self) -> None:
         """Numbers that follow each other leave nothing missing."""
         numbers = ReceivedNumbers()
