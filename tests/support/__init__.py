@@ -1,5 +1,5 @@
 """
-What the tests share. Most need only the names below; the rest is in the modules beside.
+Shared test support. Most tests need only the names below; the modules have the rest.
 """
 
 from .app import (

@@ -1,5 +1,5 @@
 """
-The application that most tests drive, and the ways to log out of it.
+The application under test of most test modules, with several ways to log out.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from aiohttp_session_ws import (
 from .clients import PATIENCE
 
 QUICK = Timeouts(close=0.2, handler_grace=0.1, response=0.5)
-PATIENT = Timeouts(close=PATIENCE, handler_grace=PATIENCE)  # for peers that behave, at any pace
+PATIENT = Timeouts(close=PATIENCE, handler_grace=PATIENCE)  # for well-behaved, slow peers
 
 Way: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def user_of(request: web.Request) -> str | None:
-    """Identify by what the log-in wrote."""
+    """Return the user that the log-in stored in the session."""
     user: str | None = (await aiohttp_session.get_session(request)).get("user")
     return user
 
 
 async def log_in(request: web.Request) -> web.Response:
-    """Put a user into the session, so that it holds more than an id."""
+    """Store a user in the session, so that it holds more than an id."""
     session = await aiohttp_session.get_session(request)
     session["user"] = request.query.get("user", "ann")
     return web.Response(text=str(await get_session_ws_id(request)))
 
 
 async def log_in_and_renew(request: web.Request) -> web.Response:
-    """Put a user into the session, under a new id."""
+    """Store a user in the session, and renew the session."""
     response = await log_in(request)
     await renew_session_ws(request, response)
     return response
 
 
 async def whoami(request: web.Request) -> web.Response:
-    """Tell the user and the id of the session."""
+    """Return the user and the session ws id."""
     session = await aiohttp_session.get_session(request)
     return web.json_response({"user": session.get("user"), "id": await get_session_ws_id(request)})
 
 
 async def converse(request: web.Request) -> web.WebSocketResponse:
-    """Say whose socket it is, then echo."""
+    """Send the session ws id and the user, then echo messages."""
     async with session_ws(request) as ws:
         session = await aiohttp_session.get_session(request)
         await ws.send_json([await get_session_ws_id(request), session.get("user")])
@@ -70,14 +70,14 @@ async def converse(request: web.Request) -> web.WebSocketResponse:
 
 
 async def out_by_helper(request: web.Request) -> web.Response:
-    """Log out by our helper."""
+    """Log out by ``end_session_ws``."""
     response = web.Response()
     await end_session_ws(request, response)
     return response
 
 
 async def out_by_pattern(request: web.Request) -> web.Response:
-    """Log out as the README of 1.1.1 told."""
+    """Log out by the pattern in the README of 1.1.1."""
     response = web.HTTPFound("/")
     await schedule_close_all_session_ws(request, response)
     await aiohttp_session.new_session(request)
@@ -86,26 +86,26 @@ async def out_by_pattern(request: web.Request) -> web.Response:
 
 
 async def out_by_invalidate(request: web.Request) -> web.Response:
-    """Log out without a word to us."""
+    """Log out by invalidating the session, without calling the package."""
     (await aiohttp_session.get_session(request)).invalidate()
     return web.Response()
 
 
 async def out_by_new_session(request: web.Request) -> web.Response:
-    """Log out without a word to us, another way."""
+    """Log out by replacing the session, without calling the package."""
     await aiohttp_session.new_session(request)
     return web.Response()
 
 
 async def out_everywhere(request: web.Request) -> web.Response:
-    """Log out everywhere."""
+    """End all sessions of the user."""
     response = web.Response()
     await end_identity_ws(request, response)
     return response
 
 
 async def reset(request: web.Request) -> web.Response:
-    """Close the sockets and take another id."""
+    """Close the session's sockets and give the session a new id."""
     response = web.Response()
     await schedule_close_all_session_ws(request, response)
     await new_session_ws_id(request)
@@ -113,14 +113,14 @@ async def reset(request: web.Request) -> web.Response:
 
 
 async def renew(request: web.Request) -> web.Response:
-    """Take another id, by our helper."""
+    """Renew the session by ``renew_session_ws``."""
     response = web.Response()
     await renew_session_ws(request, response)
     return response
 
 
 async def only_close(request: web.Request) -> web.Response:
-    """Close the sockets and keep the id."""
+    """Close the session's sockets and keep its id."""
     response = web.Response()
     await schedule_close_all_session_ws(request, response)
     return response
@@ -139,7 +139,7 @@ def make_app(
     storage: AbstractStorage | None = None,
     *extra: Any,
 ) -> web.Application:
-    """Build an app with everything above; *extra* middlewares stand inside ours."""
+    """Build an app with the handlers above; *extra* middlewares run inside the package's."""
     if storage is None:
         storage = SimpleCookieStorage()
     middlewares = [aiohttp_session.session_middleware(storage), session_ws_middleware, *extra]

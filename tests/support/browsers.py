@@ -1,5 +1,5 @@
 """
-Browsers as a page makes them behave: several sockets, on several nodes, that come back.
+Simulated browsers: each keeps sockets open to several nodes, and reconnects.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from aiohttp import (
 from .node_process import NodeProcess
 
 COOKIE: Final = "AIOHTTP_SESSION"
-PATIENCE: Final = ClientTimeout(total=15.0)  # with a page
-HELLO: Final = 15.0  # seconds until a socket that opened has said whose it is
+PATIENCE: Final = ClientTimeout(total=15.0)  # for a page request
+HELLO: Final = 15.0  # seconds for the handshake, and as many for the first message
 BYE: Final = ClientWSTimeout(ws_close=2.0)
-CUT: Final = 1006  # what a browser's script sees if no close frame came
+CUT: Final = 1006  # the code a browser reports if no close frame arrived
 ENDED, RECONNECT, REFUSED = 4401, 4403, 403
-STRANGER: Final = 4000  # a socket opened, but in another session than the cookie's
-NOBODY: Final = 4001  # it opened in an empty session: the storage has forgotten the old one
+STRANGER: Final = 4000  # the socket opened in a session other than the cookie's
+NOBODY: Final = 4001  # the socket opened in an empty session: the storage has lost the old one
 
 
 Failure = (ClientError, TimeoutError, OSError)
@@ -36,21 +36,22 @@ Failure = (ClientError, TimeoutError, OSError)
 
 class Visit:
     """
-    What happened to a socket or to an attempt to open one, as the page saw it.
+    The outcome of a connection attempt, as the page observed it.
 
     Attributes:
-        tab: Whose socket.
-        code: The close code, or the HTTP status of a handshake that was refused.
-        opened: Whether a socket was open before.
-        living: Whether nobody had tried to end the session then.
-        died: Whether the node, as it was when the socket opened, was dead then.
+        tab: The tab that connected.
+        code: The close code, or the HTTP status of a refused handshake.
+        opened: Whether the socket had opened.
+        living: Whether the session was expected to live: no end of it had been requested, and
+            no renewal explains the code.
+        died: Whether the node process of the attempt had ended, possibly replaced by another.
     """
 
     def __init__(self, tab: Tab, code: int, *, opened: bool, died: bool, stale: bool) -> None:
         self.tab = tab
         self.code = code
         self.opened = opened
-        # A renewal closes all sockets, and who comes with the cookie of before is told so again.
+        # A renewal closes all sockets with RECONNECT, and refuses the previous cookie with it.
         renewed = stale or (code == RECONNECT and tab.browser.renewed)
         self.living = not tab.browser.ending and not renewed
         self.died = died
@@ -61,18 +62,18 @@ class Visit:
 
 class Browser:
     """
-    One session: its cookie, and its tabs, which use that cookie to the bitter end.
+    One session: its cookie, and tabs that use this cookie until it is refused.
 
     Attributes:
-        user: Who has logged in.
+        user: The user who has logged in.
         id: The session ws id.
-        cookie: What the log-in gave; nobody takes it away, as if it had been stolen.
-        stale: Cookies that a renewal has replaced.
-        ids: All session ws ids that it has had, and which process has given it when.
-        lineage: The token of its lineage, once a socket has told it.
-        renewed: Whether a renewal was asked for.
-        ending: Whether somebody has begun to end the session.
-        ended: Whether somebody was told that it is ended.
+        cookie: From the log-in or last renewal. A log-out doesn't remove it, as if it were stolen.
+        stale: Cookies that a renewal has replaced, or issued while the session was ended.
+        ids: Every session ws id issued, with the pid of the issuing process and the time.
+        lineage: The token of its lineage, once a socket has reported it.
+        renewed: Whether a renewal was requested.
+        ending: Whether an end of the session was requested.
+        ended: Whether a response has confirmed the end of the session.
     """
 
     def __str__(self) -> str:
@@ -92,7 +93,7 @@ class Browser:
         self.tabs: list[Tab] = []
 
     async def get(self, node: NodeProcess, path: str) -> tuple[dict[str, Any] | None, str]:
-        """Fetch a page; return its JSON if any, and the cookie that came with it."""
+        """Fetch a page; return its JSON, if any, and the cookie that it sets, or ``""``."""
         headers = {"Cookie": self.cookie} if self.cookie else {}
         url = node.url + path
         async with self.client.get(url, headers=headers, timeout=PATIENCE) as response:
@@ -102,7 +103,7 @@ class Browser:
             return told, "" if cookie is None else f"{COOKIE}={cookie.coded_value}"
 
     async def log_in(self, nodes: Sequence[NodeProcess], random: Random) -> None:
-        """Log in, on whichever node answers."""
+        """Log in on a random node; retry until one responds."""
         while not self.id:
             node = random.choice(nodes)
             pid = node.pid
@@ -114,14 +115,14 @@ class Browser:
             await asyncio.sleep(random.uniform(0.05, 0.2))
 
     async def renew(self, node: NodeProcess) -> None:
-        """Have the session renewed, unless the node goes before it has answered."""
+        """Renew the session, unless the node fails before it has responded."""
         self.renewed = True
         pid = node.pid
         with contextlib.suppress(*Failure):
             told, cookie = await self.get(node, "/renew")
             if told is None or not cookie or told["user"] != self.user:
                 return
-            if self.ending:  # the session was ended in the midst of it, and this is to be so too
+            if self.ending:  # the session ended meanwhile, so the new cookie must be refused
                 self.stale.append(cookie)
                 self.ids.setdefault(told["id"], (pid, asyncio.get_running_loop().time()))
             else:
@@ -138,26 +139,26 @@ class Browser:
         self.tabs = [Tab(self, node, random, visits) for node in nodes]
 
     def close_tabs(self) -> list[asyncio.Task[None]]:
-        """Have all tabs closed by their user; return what is to be awaited."""
+        """Close all tabs, as their user would; return the tasks to await."""
         for tab in self.tabs:
             tab.task.cancel()
         return [tab.task for tab in self.tabs]
 
     @property
     def all_open(self) -> bool:
-        """Whether every tab has its socket."""
+        """Whether every tab has an open socket."""
         return all(tab.socket is not None for tab in self.tabs)
 
 
 class Tab:
     """
-    A page with a socket to one node: it comes back until it is told that the session is over.
+    A page with a socket to one node; it reconnects until its current cookie is refused.
 
     Attributes:
-        socket: The id of the socket that is open, ``None`` if none is.
-        opened_at: When the last one was opened, by the event loop's clock.
-        closed_at: When the last one was closed.
-        task: Its life; with ``once`` it neither stays nor comes back.
+        socket: The id of the open socket, ``None`` if there is none.
+        opened_at: When the last socket opened, by the event loop's clock.
+        closed_at: When the last socket closed.
+        task: Connects and reconnects; with ``once`` it connects once and disconnects.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Tab:
         self.socket: str | None = None
         self.opened_at = 0.0
         self.closed_at = 0.0
-        self._cookie = ""  # that the present attempt has come with
+        self._cookie = ""  # of the current attempt
         self._visits = visits
         self._random = random
         self.task = asyncio.create_task(self._try() if once else self._live(), name=str(self))
@@ -183,7 +184,7 @@ class Tab:
         return f"{self.browser} on {self.node.name}"
 
     async def _try(self) -> None:
-        """Try it once; hang up if it is not refused."""
+        """Connect once; disconnect if the handshake is accepted."""
         await self._connect(stay=False)
 
     async def _live(self) -> None:
@@ -196,12 +197,12 @@ class Tab:
             if code == RECONNECT and failures == 0:
                 await asyncio.sleep(self._random.random())
             else:
-                # Quicker than a page would be, to be there in the middle of every trouble.
+                # Shorter delays than a page's, so that handshakes coincide with every failure.
                 most = min(2.0, 0.05 * 2**failures)
                 await asyncio.sleep(most * self._random.uniform(0.5, 1.0))
 
     async def _connect(self, *, stay: bool = True) -> tuple[int, bool]:
-        """Live through one connection; return how it ended, and whether it was one."""
+        """Connect and wait for the end; return its code, and whether the socket had opened."""
         pid = self.node.pid
         code, opened = CUT, False
         self._cookie = self.browser.cookie
@@ -219,7 +220,7 @@ class Tab:
                     self.opened_at = asyncio.get_running_loop().time()
                     self.socket = message.json()["socket"]
                     told = message.json()
-                    # A renewal that was saved, but not answered yet, has given it a new id.
+                    # An id is unknown after a renewal that is saved but not answered.
                     if told["id"] in self.browser.ids:
                         self.browser.lineage = told["lineage"]
                     elif told["lineage"] != self.browser.lineage:

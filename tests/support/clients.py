@@ -1,5 +1,5 @@
 """
-Clients and servers of tests, and what is waited for.
+Test clients and servers, and helpers that wait for a close or a condition.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ AiohttpClient: TypeAlias = Callable[..., Awaitable[Client]]
 
 
 class Started(Protocol):
-    """What the fixture of that name is: it starts a registry and returns it."""
+    """The type of the ``started`` fixture: it starts a registry and returns it."""
 
     async def __call__(self, registry: R) -> R:
         """Start *registry*."""
 
 
 class Server(TestServer):
-    """A test server that treats handlers as a real one does by default."""
+    """A test server with the handler cancellation of ``run_app()``: off by default."""
 
     def __init__(self, app: web.Application, *, handler_cancellation: bool = False) -> None:
         super().__init__(app)
@@ -47,14 +47,14 @@ class Server(TestServer):
 
 
 def cookie_of(client: Client) -> str:
-    """Return the session cookie that *client* has, as a header's value."""
+    """Return the session cookie of *client* as the value of a ``Cookie`` header."""
     cookies = client.session.cookie_jar.filter_cookies(client.make_url("/"))
     return f"{COOKIE}={cookies[COOKIE].coded_value}"
 
 
 async def expect_close(ws: Any) -> int:
-    """Read on until the server closes; return its code."""
-    async with asyncio.timeout(PATIENCE):  # the timeout of receive() starts anew with every ping
+    """Read messages until the close frame; return its code."""
+    async with asyncio.timeout(PATIENCE):  # receive() restarts its own timeout with every ping
         while True:
             message = await ws.receive()
             if message.type is WSMsgType.CLOSE:
@@ -66,8 +66,8 @@ async def until(condition: Callable[[], object]) -> None:
     """
     Let the event loop run until *condition* holds.
 
-    What *condition* returns is awaited if it is a coroutine. After some turns of the loop there is
-    a pause between two looks: it is another process, or a thread, that needs the processor.
+    A coroutine that *condition* returns is awaited. After 200 turns of the loop there is a pause
+    between two checks, because another process or a thread may need the processor.
     """
     async with asyncio.timeout(PATIENCE):
         for turn in itertools.count():

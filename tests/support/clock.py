@@ -1,5 +1,5 @@
 """
-Time that passes when a test says so, for what begins and ends: graces, not timeouts.
+A wall clock that tests advance, for the times and graces of sessions, not for timeouts.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from aiohttp_session_ws.sessions.clock import Clock
 
 class Wall:
     """
-    The wall clock of the registries that a test makes.
+    The wall clock of all registries that a test creates.
 
-    Only the clock that judges sessions goes by it: timeouts, heartbeats and what
-    aiohttp-session notes go by the real ones.
+    Only the clock that judges sessions uses it: timeouts, heartbeats and the timestamps of
+    aiohttp-session use the real clocks.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = 0.0
-        # The defaults of the arguments: whoever makes a clock without a word gets this one.
+        # The argument's default: a Clock that is created without arguments uses this one.
         defaults = Clock.__init__.__kwdefaults__
         assert defaults is not None
         monkeypatch.setitem(defaults, "wall", self.read)
@@ -31,7 +31,7 @@ class Wall:
         return time.time() + self._ahead
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self._ahead += seconds
 
     def set_back(self, seconds: float) -> None:

@@ -1,5 +1,5 @@
 """
-Places where whoever comes is held: races, step by step.
+Gates that suspend coroutines, so that tests can step through races.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import asyncio
 
 
 class Turnstile:
-    """A place where whoever comes is held, if it is shut."""
+    """A gate that suspends every caller while it is shut."""
 
     def __init__(self) -> None:
         self.shut = False
@@ -16,7 +16,7 @@ class Turnstile:
         self.arrived = asyncio.Event()
 
     async def __call__(self) -> None:
-        """Pass, now or when let."""
+        """Return at once, or if the gate is shut when it is opened."""
         if self.shut:
             waiter = asyncio.get_running_loop().create_future()
             self.waiting.append(waiter)
@@ -24,7 +24,7 @@ class Turnstile:
             await waiter
 
     def let(self) -> None:
-        """Open, and let everybody pass."""
+        """Open the gate, and resume all suspended callers."""
         self.shut = False
         self.arrived.clear()
         for waiter in self.waiting:

@@ -1,9 +1,9 @@
 """
-The one door to what is inside a registry.
+Access to the internals of a registry, for tests.
 
-Tests observe a registry from outside: by what a client gets, by public methods and by logs. What
-has no outside (that nothing is left behind, that a handshake is held up) is asked here. No other
-test touches a name with an underscore that isn't its own.
+Tests observe a registry from outside: by what a client receives, by public methods and by logs.
+What can't be observed so (that nothing is left behind, that a handshake is suspended) is read
+here. No other test module uses private names of the package.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .clients import until
 
 
 def inspect(registry: SessionWSRegistry) -> Core:
-    """Return what a registry is made of: its core."""
+    """Return the core of a registry."""
     return core_of(registry)
 
 
@@ -37,12 +37,12 @@ def connections(registry: SessionWSRegistry) -> list[TrackedConnection]:
 
 
 def opening(registry: SessionWSRegistry) -> list[TrackedConnection]:
-    """Return the handshakes under way."""
+    """Return the handshakes in progress."""
     return list(inspect(registry).connections.opening)
 
 
 def idle(registry: SessionWSRegistry) -> bool:
-    """Tell whether no task of a registry runs."""
+    """Return whether no task of a registry runs."""
     return not inspect(registry).tasks
 
 
@@ -52,35 +52,35 @@ async def quiet(registry: SessionWSRegistry) -> None:
 
 
 def left_handlers(registry: SessionWSRegistry) -> list[TrackedConnection]:
-    """Return the connections that are gone while their handlers run."""
+    """Return the closed connections whose handlers still run."""
     return inspect(registry).connections.orphans()
 
 
 def transport_of(ws: ClientWebSocketResponse) -> asyncio.Transport | None:
-    """Return the transport of a client's socket, to be paused or cut; ``None`` once it is gone."""
+    """Return the transport of a client's socket, to pause or abort it; ``None`` once closed."""
     connection = ws._response.connection
     transport = None if connection is None else connection.transport
     return transport if isinstance(transport, asyncio.Transport) else None
 
 
 def records(registry: SessionWSRegistry) -> int:
-    """Return how many records a registry keeps of what has ended."""
+    """Return how many records of ends and renewals a registry keeps."""
     return len(inspect(registry).records)
 
 
 def is_closing(connection: TrackedConnection) -> bool:
-    """Tell whether the engine has begun to close a connection."""
+    """Return whether the close of a connection has begun."""
     return connection.state in (State.CLOSING, State.CLOSED)
 
 
 def waiting(connection: TrackedConnection) -> list[bytes]:
-    """Return what was pushed to a connection and is not sent yet."""
+    """Return the payloads that are queued for a connection and not sent yet."""
     queue = connection.send_queue
     return [payload for payload, _ in queue._queue] if isinstance(queue, SendQueue) else []
 
 
 def patience_of(connection: TrackedConnection) -> asyncio.TimerHandle | None:
-    """Return the timer that runs while the queue of a connection is full."""
+    """Return the timer that runs while the send queue of a connection is full."""
     queue = connection.send_queue
     return queue._overdue if isinstance(queue, SendQueue) else None
 
@@ -92,28 +92,28 @@ def _reader(ws: WebSocket) -> Reader:
 
 
 def read_ahead(ws: WebSocket) -> list[str | bytes]:
-    """Return what was read while nobody received."""
+    """Return the messages that were read while the handler didn't receive."""
     return _reader(ws)._queue or []
 
 
 def bytes_ahead(ws: WebSocket) -> int:
-    """Return the size of that."""
+    """Return the size of these messages."""
     return _reader(ws)._size
 
 
 def reading(ws: WebSocket) -> asyncio.Task[None] | None:
-    """Return the task that reads, or has read, in the handler's place."""
+    """Return the task that reads ahead for the handler, running or done."""
     return _reader(ws)._ahead
 
 
 def looks_later(ws: WebSocket) -> bool:
-    """Tell whether it will be looked whether the handler is busy."""
+    """Return whether a check for a busy handler is scheduled."""
     timer = _reader(ws)._busy
     return timer is not None and not timer.cancelled()
 
 
 def tick(registry: SessionWSRegistry) -> None:
-    """Let the second pass after which a registry looks at its connections."""
+    """Run the registry's check of its connections now, not after a second."""
     manager = inspect(registry).connections
     if manager._ticker is not None:
         manager._ticker.cancel()
@@ -121,10 +121,10 @@ def tick(registry: SessionWSRegistry) -> None:
 
 
 def checks(registry: SessionWSRegistry) -> dict[Hashable, asyncio.Task[None]]:
-    """Return the ids whose sessions are being checked."""
+    """Return the revalidations in progress, by session ws id."""
     return inspect(registry).revalidator._running
 
 
 def ticks(registry: SessionWSRegistry) -> bool:
-    """Tell whether a timer runs for the next look at its connections."""
+    """Return whether the next check of the connections is scheduled."""
     return inspect(registry).connections._ticker is not None

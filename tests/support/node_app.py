@@ -1,9 +1,9 @@
 """
-A node: a process with an application whose sockets belong to sessions.
+A node for tests: a process that serves pages to log in and out, and a websocket.
 
-``python -m tests.support.node_app --port 8080`` serves until told to stop. On its standard
-output it says ``connected`` or ``degraded``, at first and whenever that changes, and
-``listening``.
+``python -m tests.support.node_app --port 8080`` serves until it is terminated. On its standard
+output it prints ``connected`` or ``degraded``, at the start and after every change, and
+``listening`` once it accepts connections.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from aiohttp_session_ws import (
 from aiohttp_session_ws.results import CloseReport
 from aiohttp_session_ws.signals import PresenceDetails
 
-COOKIE_KEY: Final = b"k" * 32  # the same for all, as behind one load balancer
-SERVED: Final = web.AppKey("SERVED", dict[str, Hashable])  # sockets that handlers serve
+COOKIE_KEY: Final = b"k" * 32  # shared by all nodes, as behind one load balancer
+SERVED: Final = web.AppKey("SERVED", dict[str, Hashable])  # of running handlers: id by socket
 NAME: Final = web.AppKey("NAME", str)
 
 routes = web.RouteTableDef()
 
 
 async def user_of(request: web.Request) -> str | None:
-    """Return whom the session of a request belongs to."""
+    """Return the user of a request's session."""
     user: str | None = (await aiohttp_session.get_session(request)).get("user")
     return user
 
 
 async def describe(request: web.Request) -> dict[str, Any]:
-    """Return whose session it is, of which lineage, and on which node."""
+    """Return the node, and the session's id, lineage and user."""
     session_ws_id = await get_session_ws_id(request)
     session = await aiohttp_session.get_session(request)
     return {
@@ -66,20 +66,20 @@ async def describe(request: web.Request) -> dict[str, Any]:
 
 
 def tell(report: CloseReport) -> web.Response:
-    """Return what a report says."""
+    """Return a close report as JSON."""
     told = {"sockets": report.sockets, "complete": report.complete, "stored": report.stored}
     return web.json_response(told)
 
 
 @routes.get("/whoami")
 async def whoami(request: web.Request) -> web.Response:
-    """Tell the user and the id of the session."""
+    """Return the node, and the session's id, lineage and user."""
     return web.json_response(await describe(request))
 
 
 @routes.get("/login")
 async def log_in(request: web.Request) -> web.Response:
-    """Write the user into the session, under a new id."""
+    """Store the user in the session, and renew the session."""
     session = await aiohttp_session.get_session(request)
     session["user"] = request.query["user"]
     response = web.Response()
@@ -90,7 +90,7 @@ async def log_in(request: web.Request) -> web.Response:
 
 @routes.get("/renew")
 async def renew(request: web.Request) -> web.Response:
-    """Give the session another id."""
+    """Renew the session: it gets another id."""
     response = web.Response()
     await renew_session_ws(request, response)
     response.text = json.dumps(await describe(request))
@@ -115,27 +115,27 @@ async def log_out_everywhere(request: web.Request) -> web.Response:
 
 @routes.get("/end")
 async def end(request: web.Request) -> web.Response:
-    """End a session by its id, as an operator does; tell what the report says."""
+    """End a session by its id, as an operator does; return the report."""
     wait = float(request.query.get("wait", 0.0))
     return tell(await registry_from(request).end_session(request.query["id"], wait=wait))
 
 
 @routes.get("/end-identity")
 async def end_identity(request: web.Request) -> web.Response:
-    """End all sessions of a user by the name."""
+    """End all sessions of a user, given by name; return the report."""
     wait = float(request.query.get("wait", 0.0))
     return tell(await registry_from(request).end_identity(request.query["user"], wait=wait))
 
 
 @routes.get("/close")
 async def close(request: web.Request) -> web.Response:
-    """Close the sockets of a session that goes on."""
+    """Close the sockets of a session without ending it."""
     return tell(await registry_from(request).close_all_session(request.query["id"]))
 
 
 @routes.get("/ws")
 async def echo(request: web.Request) -> web.WebSocketResponse:
-    """Say whose socket it is, then echo."""
+    """Send the socket's id and session, then echo messages."""
     socket_id = uuid4().hex
     async with session_ws(request) as ws:
         described = await describe(request)
@@ -152,10 +152,10 @@ async def echo(request: web.Request) -> web.WebSocketResponse:
 @routes.get("/state")
 async def state(request: web.Request) -> web.Response:
     """
-    Tell of this process: who it is, whether it has its Redis, and what is open in it.
+    Return the state of this process: name, pid, connection to Redis, open sockets.
 
-    ``served`` are the sockets in handlers, ``open`` the number of sockets that the registry
-    has for each id; the two agree whenever nothing is just opening or closing.
+    ``served`` has the sockets of running handlers, ``open`` the number of sockets that the
+    registry has for each id; the two agree unless a socket is being opened or closed.
     """
     registry = request.app[REGISTRY_KEY]
     return web.json_response(
@@ -170,12 +170,12 @@ async def state(request: web.Request) -> web.Response:
 
 
 def state_of(registry: SessionWSRegistry) -> str:
-    """Return whether a registry has its Redis; one that needs none is connected."""
+    """Return the state of a registry; one without Redis counts as connected."""
     return str(getattr(registry, "state", "connected"))
 
 
 def make_registry(args: argparse.Namespace) -> SessionWSRegistry:
-    """Return a registry in Redis; without a URL one in memory, which knows no other node."""
+    """Return a registry with Redis; without a URL one in memory, for a single node."""
     if args.redis is None:
         return SessionWSRegistry(identify=user_of)
     from aiohttp_session_ws.redis import RedisSessionWSRegistry
@@ -192,11 +192,11 @@ def make_registry(args: argparse.Namespace) -> SessionWSRegistry:
 
 
 def make_storage(args: argparse.Namespace) -> AbstractStorage:
-    """Return where sessions are kept."""
+    """Return the storage of sessions."""
     if args.storage == "simple":
         return SimpleCookieStorage()
     if args.storage == "redis":
-        # A busy machine leaves more than its default of 100 requests waiting for their sessions.
+        # On a busy machine more requests than its default of 100 wait for their sessions.
         return RedisStorage(Redis.from_url(args.sessions or args.redis, max_connections=10_000))
     return EncryptedCookieStorage(COOKIE_KEY)
 
@@ -215,15 +215,15 @@ def make_app(
 
 
 async def greet(details: PresenceDetails) -> None:
-    """Say who has come."""
+    """Print the identity whose first socket has opened."""
     print("come:", details.identity, flush=True)  # noqa: T201  # as below
 
 
 def tell_state(registry: SessionWSRegistry) -> Callable[[web.Application], AsyncIterator[None]]:
-    """Return a context that prints the state of the registry, now and whenever it changes."""
+    """Return a cleanup context that prints the registry's state now and after every change."""
 
     async def changed(state: object) -> None:
-        print(state, flush=True)  # noqa: T201  # this is how a test hears of it
+        print(state, flush=True)  # noqa: T201  # tests wait for this line
 
     async def context(app: web.Application) -> AsyncIterator[None]:
         signal = getattr(registry, "on_state_change", None)
@@ -236,7 +236,7 @@ def tell_state(registry: SessionWSRegistry) -> Callable[[web.Application], Async
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until the process is terminated."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default="node")

@@ -1,5 +1,5 @@
 """
-The fixtures of tests with several nodes, as a plugin of pytest.
+A pytest plugin: the fixtures of tests with several nodes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .redis_servers import RedisServer
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let what is forgotten be found within the test, and take no slow machine for an outage."""
+    """Collect garbage within the test, and wait 5 s for Redis: a slow machine is no outage."""
     for module in ("commands", "line", "outbox", "subscriber", "watchdog"):
         monkeypatch.setattr(f"aiohttp_session_ws.redis.io.{module}.REPLY_TIMEOUT", 5.0)
     yield
@@ -26,7 +26,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def start_node(aiohttp_client: AiohttpClient) -> StartNode:
-    """Nodes on request, each with a client of its own."""
+    """Start nodes on request, each with a client of its own."""
 
     async def start(redis: Any, name: str = "node", **options: Any) -> Client:
         client = await aiohttp_client(node_app(redis, name, **options))
@@ -38,7 +38,7 @@ def start_node(aiohttp_client: AiohttpClient) -> StartNode:
 
 @pytest.fixture
 async def nodes(redis_server: RedisServer, start_node: StartNode) -> tuple[Client, Client]:
-    """Two nodes that know each other."""
+    """Two nodes, each of which lists the other as a member."""
     a = await start_node(redis_server.url, "a")
     b = await start_node(redis_server.url, "b")
     await acquaint(a, b)

@@ -1,5 +1,5 @@
 """
-Start nodes (``tests.support.node_app``) as processes of their own, ask them, kill them.
+Run nodes (``tests.support.node_app``) as separate processes: start, query and kill them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from aiohttp import ClientSession, DummyCookieJar
 
 from .processes import Process, free_port
 
-#: Runs a node whose wall clock is wrong, or whose package is another, from its first import on.
+#: Runs a node with a wrong wall clock, or with another package, from its first import on.
 PROGRAM: Final = """
 import runpy, sys, time
 real, wrong = time.time, {clock!r}
@@ -24,17 +24,17 @@ runpy.run_module("tests.support.node_app", run_name="__main__")
 
 class NodeProcess(Process):
     """
-    A node on a port of its own, which it keeps through ``kill()`` and ``start()``.
+    A node in a process of its own; its port stays the same after ``kill()`` and ``start()``.
 
     ``async with NodeProcess("a", redis=server.url) as node:`` starts it and kills it at the end.
 
     Args:
         name: The node's name.
-        redis: The URL of its Redis; without one it knows no other node.
-        options: More of the command line: ``"--on-outage", "accept"``.
-        connected: Whether to wait for its Redis too when it starts.
-        clock: By how many seconds its wall clock is wrong.
-        path: The folder of another package than ours.
+        redis: The URL of its Redis; without one it is a single node.
+        options: Further command line arguments: ``"--on-outage", "accept"``.
+        connected: Whether :meth:`start` also waits for the connection to Redis.
+        clock: By how many seconds its wall clock is ahead.
+        path: A folder to import the package from, instead of this checkout.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class NodeProcess(Process):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the node."""
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> Self:
-        """Start it, and wait until it listens, and unless told otherwise has its Redis."""
+        """Start the node, and wait until it listens and, if ``connected``, has reached Redis."""
         self.launch()
         if self.connected:
             await self.said("connected")
@@ -71,7 +71,7 @@ class NodeProcess(Process):
         return self
 
     async def get(self, path: str, cookie: str | None = None) -> Any:
-        """Ask it something; return the JSON that it answers, if any."""
+        """Request a page; return the JSON of the response, if any."""
         headers = {} if cookie is None else {"Cookie": cookie}
         async with (
             ClientSession(self.url, cookie_jar=DummyCookieJar(), raise_for_status=True) as client,
@@ -80,7 +80,7 @@ class NodeProcess(Process):
             return await response.json(content_type=None)
 
     async def state(self) -> dict[str, Any]:
-        """Return what it knows of itself: ``state``, ``served``, ``open``."""
+        """Return the node's own view: ``state``, ``served``, ``open``."""
         state: dict[str, Any] = await self.get("/state")
         return state
 

@@ -1,5 +1,5 @@
 """
-Nodes in one process, for tests of what they do to each other.
+Several nodes in one process, for tests of how nodes interact.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Nodes: TypeAlias = tuple[Client, Client]
 
 
 def leaky(test: T) -> T:
-    """Mark a test of redis-py's RedisCluster, which doesn't close what it replaces."""
+    """Mark a test of redis-py's RedisCluster, which leaves replaced connections open."""
     for mark in (
         pytest.mark.usefixtures("collected"),
         pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -47,7 +47,7 @@ def registry_of(client: Client) -> RedisSessionWSRegistry:
 
 
 def cluster_of(client: Client) -> RedisCluster:
-    """Return what the registry of *client*'s app has of other nodes."""
+    """Return the cluster part of the registry of *client*'s app."""
     cluster = inspect(registry_of(client)).cluster
     assert isinstance(cluster, RedisCluster)
     return cluster
@@ -62,7 +62,7 @@ def registry_in(server: TestServer) -> RedisSessionWSRegistry:
 
 @contextlib.asynccontextmanager
 async def script(url: str, **options: Any) -> AsyncIterator[RedisSessionWSRegistry]:
-    """Enter a registry without an application; a busy Redis may be later than it waits."""
+    """Enter a registry without an application; retry while a busy Redis is too slow."""
     async with contextlib.AsyncExitStack() as stack:
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -80,12 +80,12 @@ def node_app(redis: Any, name: str = "node", **options: Any) -> web.Application:
 
 
 def app_of(registry: RedisSessionWSRegistry) -> web.Application:
-    """Build the app of a node with a registry of one's own."""
+    """Build the app of a node from a given registry."""
     return make_app(registry)
 
 
 async def acquaint(*clients: Client) -> None:
-    """Let nodes know who lives, without waiting for their next sign of life."""
+    """Make nodes list each other as members, by sending their next heartbeats at once."""
     for client in clients:
         members = cluster_of(client).membership
         members.heartbeat_soon()
@@ -103,7 +103,7 @@ async def log_in(client: Client, user: str = "ann") -> str:
 
 
 async def visit(client: Client, path: str, cookie: str) -> str:
-    """Go to a page as a browser; return the cookie that it has then."""
+    """Request a page with a cookie; return the cookie that a browser has afterwards."""
     client.session.cookie_jar.clear()
     async with client.get(path, headers={"Cookie": cookie}, allow_redirects=False) as response:
         assert response.status < 400, await response.text()
@@ -113,7 +113,7 @@ async def visit(client: Client, path: str, cookie: str) -> str:
 
 
 async def connect(client: Client, cookie: str) -> ClientWebSocketResponse:
-    """Open a socket as a browser, which tries again when it is told to: a Redis may be slow."""
+    """Open a socket; retry a refused handshake, as a browser does: Redis may be slow."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(WSServerHandshakeError):
@@ -123,14 +123,14 @@ async def connect(client: Client, cookie: str) -> ClientWebSocketResponse:
 
 @contextlib.asynccontextmanager
 async def socket(client: Client, cookie: str) -> AsyncIterator[ClientWebSocketResponse]:
-    """Open a socket, and read its greeting."""
+    """Open a socket, and read its first message."""
     async with await connect(client, cookie) as ws:
         await ws.receive_json(timeout=PATIENCE)
         yield ws
 
 
 async def refused(client: Client, cookie: str) -> int:
-    """Try to open a socket; return the close code that refuses it."""
+    """Open a socket; return the close code that it is refused with."""
     async with await connect(client, cookie) as ws:
         message = await ws.receive(timeout=PATIENCE)
         assert message.type is WSMsgType.CLOSE, message
@@ -138,7 +138,7 @@ async def refused(client: Client, cookie: str) -> int:
 
 
 async def becomes_nobody(client: Client, cookie: str) -> None:
-    """Ask for a page until it is that of nobody: a Redis may be too slow to be waited for."""
+    """Request a page until it is anonymous: a slow Redis may delay the end."""
     async with asyncio.timeout(PATIENCE):
         while True:
             client.session.cookie_jar.clear()
@@ -148,23 +148,23 @@ async def becomes_nobody(client: Client, cookie: str) -> None:
 
 
 async def id_of(client: Client, cookie: str) -> str:
-    """Find out which session ws id a browser has."""
+    """Return the session ws id of a cookie."""
     client.session.cookie_jar.clear()
     async with client.get("/whoami", headers={"Cookie": cookie}) as response:
         return str((await response.json())["id"])
 
 
 async def settled(*clients: Client) -> None:
-    """Let Redis take what the nodes have to tell."""
+    """Wait until Redis has received all entries of the nodes' outboxes."""
     for client in clients:
         assert not await cluster_of(client).outbox.drain(PATIENCE)
 
 
 async def becomes(client: Client, state: str) -> None:
-    """Wait until a node is connected, or degraded."""
+    """Wait until a node has a state, connected or degraded."""
     await until(lambda: registry_of(client).state == state)
 
 
 def nowhere() -> str:
-    """Return the URL of a Redis that isn't there: a port which no other test can be given."""
+    """Return a URL without a Redis: on port 1, which is never given to another test."""
     return "redis://127.0.0.1:1"

@@ -1,5 +1,5 @@
 """
-Rude peers: websocket clients that do what they are told and nothing else.
+Raw websocket clients, over TCP and TLS, that send nothing by themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NORMAL_CLOSE = struct.pack("!H", WSCloseCode.OK)
 
 
 class RawPeer:
-    """A websocket client that does what it is told and nothing else."""
+    """A websocket client over a plain socket; it answers neither pings nor close frames."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -59,14 +59,14 @@ class RawPeer:
         return peer
 
     async def begin(self) -> None:
-        """Do what comes before the first request."""
+        """Prepare the connection for the first request; nothing to do without TLS."""
 
     async def send(self, data: bytes) -> None:
         """Send bytes."""
         await asyncio.get_running_loop().sock_sendall(self._sock, data)
 
     async def read_head(self) -> bytes:
-        """Read up to the end of the answer's headers."""
+        """Read up to the end of the response's headers."""
         while b"\r\n\r\n" not in self._buffer:
             if not await self._fill():
                 break
@@ -74,7 +74,7 @@ class RawPeer:
         return self.head
 
     async def receive(self) -> bytes:
-        """Receive bytes; none at the end."""
+        """Receive bytes; empty at the end of the stream."""
         async with asyncio.timeout(PATIENCE):
             return await asyncio.get_running_loop().sock_recv(self._sock, 65536)
 
@@ -84,7 +84,7 @@ class RawPeer:
         return bool(data)
 
     async def frame(self) -> tuple[int, bytes] | None:
-        """Read a frame: opcode and payload; ``None`` at the end."""
+        """Read a frame: opcode and payload; ``None`` at the end of the stream."""
         while True:
             if len(self._buffer) >= 2:
                 length, start = self._buffer[1], 2
@@ -100,7 +100,7 @@ class RawPeer:
                 return None
 
     async def closed(self) -> int | None:
-        """Read to the end of the connection; return the close code that came."""
+        """Read to the end of the connection; return the received close code, if any."""
         code = None
         try:
             while (frame := await self.frame()) is not None:
@@ -117,7 +117,7 @@ class RawPeer:
         await self.send(head + payload)
 
     def vanish(self) -> None:
-        """Go without a word, as when the power fails."""
+        """Reset the TCP connection, without a close frame."""
         linger = struct.pack("ii", 1, 0)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._sock.close()
@@ -128,7 +128,7 @@ class RawPeer:
 
 
 class TlsPeer(RawPeer):
-    """One that speaks TLS, and may say that it has said all without closing its socket."""
+    """A peer over TLS, which can send close_notify without closing its socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -139,7 +139,7 @@ class TlsPeer(RawPeer):
         self._tls = context.wrap_bio(self._incoming, self._outgoing)
 
     async def begin(self) -> None:
-        """Agree on keys."""
+        """Perform the TLS handshake."""
         await self._go_on(self._tls.do_handshake)
 
     async def send(self, data: bytes) -> None:
@@ -147,15 +147,15 @@ class TlsPeer(RawPeer):
         await self._go_on(lambda: self._tls.write(data))
 
     async def receive(self) -> bytes:
-        """Receive bytes, decrypted; none at the end."""
+        """Receive bytes, decrypted; empty at the end of the stream."""
         try:
             return await self._go_on(lambda: self._tls.read(65536))
         except ssl.SSLZeroReturnError:
             return b""
 
     async def notify(self) -> None:
-        """Send TLS's word for the end, close_notify, and don't wait for the answer."""
-        with contextlib.suppress(ssl.SSLError):  # no answer yet, or something else before it
+        """Send TLS's close_notify, and don't wait for the server's."""
+        with contextlib.suppress(ssl.SSLError):  # the server's is not there yet
             self._tls.unwrap()
         await super().send(self._outgoing.read())
 

@@ -1,5 +1,5 @@
 """
-Browsers without a page: what a cookie is good for.
+Helpers that log in, and that check what a session cookie still gives access to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.support import (
 
 
 async def session_of(client: Client, user: str = "ann") -> str:
-    """Make a session of *user* in a browser of its own; return its cookie."""
+    """Log in as *user* without any earlier cookie; return the session's cookie."""
     client.session.cookie_jar.clear()
     await client.get("/enter", params={"user": user})
     cookie = cookie_of(client)
@@ -23,7 +23,7 @@ async def session_of(client: Client, user: str = "ann") -> str:
 
 
 async def outcome(client: Client, cookie: str) -> int | str:
-    """Connect with *cookie*; return the code of the refusal, or as whom one is in."""
+    """Connect with *cookie*; return the close code of the refusal, or the socket's user."""
     client.session.cookie_jar.clear()
     async with client.ws_connect("/ws", headers={"Cookie": cookie}) as ws:
         message = await ws.receive(timeout=PATIENCE)
@@ -33,7 +33,7 @@ async def outcome(client: Client, cookie: str) -> int | str:
 
 
 async def seen_as(client: Client, cookie: str) -> str | None:
-    """Tell as whom an HTTP request with *cookie* is seen."""
+    """Return the user of an HTTP request with *cookie*, ``None`` if it is anonymous."""
     client.session.cookie_jar.clear()
     async with client.get("/whoami", headers={"Cookie": cookie}) as response:
         user: str | None = (await response.json())["user"]

@@ -1,5 +1,5 @@
 """
-The fixtures of all tests, as a plugin of pytest.
+A pytest plugin: the options and fixtures that all tests share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .storages import STORAGES, storage_named
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the random worlds, and replays of stale cookies, be as many as one likes."""
+    """Add options for the number of random worlds and of replays of stale cookies."""
     parser.addoption(
         "--worlds", type=int, default=500, help="how many random worlds test_worlds.py plays"
     )
@@ -41,14 +41,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Run a Redis server of our own."""
+    """Run a Redis server for all tests; return its port."""
     port = free_port()
     folder: Path = tmp_path_factory.mktemp("redis")
     command = [redis_executable(), "--port", str(port), "--dir", str(folder), "--save", ""]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         try:
-            # It says so when it is ready; without a word it ends and so does its output.
+            # It logs a line when it is ready; if it fails, its output ends without that line.
             assert any(b"eady to accept" in line for line in server.stdout), "no Redis server"
             yield port
         finally:
@@ -57,7 +57,7 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(params=STORAGES)
 async def storage(request: pytest.FixtureRequest) -> AsyncIterator[AbstractStorage]:
-    """Every storage that aiohttp_session has and that runs without more servers."""
+    """Each storage of aiohttp_session that needs no server but Redis."""
     async with storage_named(
         request.param, lambda: request.getfixturevalue("redis_port")
     ) as storage:
@@ -66,7 +66,7 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[AbstractStora
 
 @pytest.fixture
 def aiohttp_client(aiohttp_client: AiohttpClient) -> AiohttpClient:
-    """Start clients, as pytest-aiohttp's fixture does, of servers with aiohttp's defaults."""
+    """Start clients as pytest-aiohttp's fixture does, with servers as ``run_app()`` has them."""
 
     async def start(
         app: web.Application | BaseTestServer,
@@ -100,7 +100,7 @@ async def started() -> AsyncIterator[Started]:
 
 @pytest.fixture
 def tls(tmp_path: Path) -> ssl.SSLContext:
-    """What a server needs to be served over TLS; its certificate is its own."""
+    """The TLS context of a server, with a self-signed certificate for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -121,7 +121,7 @@ def tls(tmp_path: Path) -> ssl.SSLContext:
 
 @pytest.fixture
 async def redis_server() -> AsyncIterator[RedisServer]:
-    """A Redis server for one test, which may do to it what it likes."""
+    """A Redis server for one test, which may freeze, kill and change it."""
     async with RedisServer() as server:
         yield server
 

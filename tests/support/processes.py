@@ -1,5 +1,5 @@
 """
-Processes that tests start, listen to and kill by their pid.
+Child processes of tests: started, waited for by their output, and killed by pid.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]  # of the checkout
-PATIENCE: Final = 30.0  # seconds after which nobody waits any longer for a process
-KEPT: Final = 5000  # lines
+PATIENCE: Final = 30.0  # seconds to wait for a process at most
+KEPT: Final = 5000  # lines of output
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -29,17 +29,17 @@ def free_port() -> int:
 
 class Process:
     """
-    A command whose output is read on, so that it never blocks, and can be waited for.
+    A command whose output is read in a thread: it never blocks, and tests can wait for lines.
 
     Args:
-        name: What it is called when something goes wrong.
-        command: The command, found without a shell.
+        name: Its name in error messages.
+        command: The command and its arguments, run without a shell.
     """
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
         self.command = list(command)
-        self.lines: deque[str] = deque(maxlen=KEPT)  # of the last start
+        self.lines: deque[str] = deque(maxlen=KEPT)  # since the last start
         self._count = 0  # lines since the last start
         self._news = threading.Condition()
         self._popen: subprocess.Popen[str] | None = None
@@ -47,20 +47,20 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The id of the process that runs, or ran last."""
+        """The id of the process that runs, or that ran last."""
         assert self._popen is not None, f"{self.name} was never started"
         return self._popen.pid
 
     @property
     def running(self) -> bool:
-        """Whether it runs, be it frozen."""
+        """Whether the process runs, frozen or not."""
         return self._popen is not None and self._popen.poll() is None
 
     def launch(self) -> None:
-        """Start it and don't wait for anything."""
+        """Start the process, without waiting for its output."""
         assert not self.running, f"{self.name} runs"
         with self._news:
-            self._popen = None  # what is still to be read from the last one no longer counts
+            self._popen = None  # ignores unread output of the previous process
             self.lines.clear()
             self._count, self._ended = 0, False
         self._popen = subprocess.Popen(
@@ -90,23 +90,23 @@ class Process:
 
     @property
     def mark(self) -> int:
-        """How much it has said, to wait for what it says after that."""
+        """The number of lines so far; pass it to :meth:`said` to wait for a later line."""
         return self._count
 
     async def said(self, text: str, *, after: int = 0, times: int = 1) -> str:
         """
-        Wait until it has said something.
+        Wait for a line of output.
 
         Args:
-            text: What a line has to contain.
+            text: The text that the line has to contain.
             after: A ``mark``; only later lines count.
             times: How many lines have to contain it.
 
         Returns:
-            The line.
+            The last of these lines.
 
         Raises:
-            AssertionError: If it ends without a word of that, or takes too long.
+            AssertionError: If the process ends without such a line, or takes too long.
         """
         return await asyncio.to_thread(self._wait, text, after, times)
 
@@ -126,28 +126,28 @@ class Process:
         return (line for number, line in enumerate(self.lines, first) if number >= mark)
 
     def tail(self, count: int = 40) -> str:
-        """Return what it said last."""
+        """Return the last lines of output, each with the name of the process."""
         return "\n".join(f"{self.name}| {line}" for line in list(self.lines)[-count:])
 
     def kill(self) -> None:
-        """Kill it as ``kill -9`` does, frozen or not; nothing happens if it has ended."""
+        """Kill the process as ``kill -9`` does, frozen or not; no effect if it has ended."""
         if self._popen is not None:
-            self._popen.kill()  # by its pid, and only if it hasn't been waited for
+            self._popen.kill()  # by pid, and only if it hasn't been waited for
             self._popen.wait(PATIENCE)
 
     def freeze(self) -> None:
-        """Let it do nothing while its connections stay open."""
+        """Suspend the process (SIGSTOP); its connections stay open."""
         assert self.running, f"{self.name} has ended"
         assert self._popen is not None
         self._popen.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on; nothing happens if it isn't frozen."""
+        """Resume the process (SIGCONT); no effect if it isn't frozen."""
         if self._popen is not None:
             self._popen.send_signal(signal.SIGCONT)
 
     async def stop(self) -> None:
-        """Ask it to end, wait, and kill it if it doesn't."""
+        """Send SIGTERM and wait; if the process doesn't end in time, kill it and raise."""
         if self._popen is not None:
             self.thaw()
             self._popen.terminate()

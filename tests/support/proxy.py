@@ -1,5 +1,5 @@
 """
-A TCP proxy that a test puts in front of a server to spoil the connection.
+A TCP proxy that a test puts in front of a server to make the network fail.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import Self
 
 CHUNK = 65536
-NO_LINGER = struct.pack("ii", 1, 0)  # what is closed so is reset
+NO_LINGER = struct.pack("ii", 1, 0)  # closing a socket with it sends a reset
 
 
 class Proxy:
     """
-    It passes on what comes, until told otherwise.
+    A TCP proxy that forwards all data, until a test makes it fail.
 
-    ``async with Proxy(server.port) as proxy:`` listens on ``proxy.port``; leaving cuts all.
+    ``async with Proxy(server.port) as proxy:`` listens on ``proxy.port``; the exit cuts all
+    connections.
 
     Args:
-        port: Where the server is.
-        host: Its address.
-        tls: To speak TLS with clients, whatever the server speaks.
+        port: The server's port.
+        host: The server's address.
+        tls: The context for TLS with clients; the connection to the server is plain TCP.
 
     Attributes:
-        port: Where the proxy is.
-        delay: Seconds to wait with every chunk, in both directions.
-        tears: Whether half of what comes is passed on, and then the connection is broken.
-        connections: How many have come so far.
-        bytes_up: How many bytes went to the server.
-        bytes_down: How many bytes came from it.
+        port: The proxy's port.
+        delay: Seconds to delay every chunk, in both directions.
+        tears: Whether to forward half of the next chunk and then break the connection.
+        connections: How many connections have been accepted so far.
+        bytes_up: How many bytes were forwarded to the server.
+        bytes_down: How many bytes were forwarded from the server.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Proxy:
         self.bytes_down = 0
         self._target = (host, port)
         self._tls = tls
-        self._up, self._down = asyncio.Event(), asyncio.Event()  # set: passes
+        self._up, self._down = asyncio.Event(), asyncio.Event()  # set: forwards
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -58,18 +59,18 @@ class Proxy:
         return len(self._tasks)
 
     def url(self, scheme: str = "redis") -> str:
-        """Where it is, for a Redis client; ``rediss`` if it speaks TLS."""
+        """The proxy's URL for a Redis client; *scheme* is ``rediss`` with TLS."""
         return f"{scheme}://127.0.0.1:{self.port}/0"
 
     def black_hole(self, *, up: bool = True, down: bool = True) -> None:
         """
-        Pass nothing on, keep all connections open and take new ones.
+        Forward nothing, keep all connections open and accept new ones.
 
-        Like a network that loses packets: what was sent meanwhile arrives when it is healed.
+        Like a network that loses packets: data sent meanwhile arrives after :meth:`heal`.
 
         Args:
-            up: Nothing reaches the server.
-            down: Nothing comes from it.
+            up: Whether to block data to the server.
+            down: Whether to block data from the server.
         """
         if up:
             self._up.clear()
@@ -77,14 +78,14 @@ class Proxy:
             self._down.clear()
 
     def heal(self) -> None:
-        """Pass everything on again, at once."""
+        """Forward everything again, without delay."""
         self.delay = 0.0
         self.tears = False
         self._up.set()
         self._down.set()
 
     def cut(self, *, reset: bool = False) -> int:
-        """Break all connections without a word, or by a reset; return their number."""
+        """Abort all connections, with a TCP reset if *reset*; return their number."""
         for writer in self._writers:
             if reset:
                 writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
@@ -92,7 +93,7 @@ class Proxy:
         return self.open
 
     async def start(self) -> Self:
-        """Listen, on the port it had before if it had one."""
+        """Listen, on the previous port if started before."""
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self.port, ssl=self._tls
         )
@@ -100,7 +101,7 @@ class Proxy:
         return self
 
     async def stop(self) -> None:
-        """Refuse connections and break those there are, until started again."""
+        """Stop listening and abort all connections; :meth:`start` may follow."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -134,7 +135,7 @@ class Proxy:
                 self._writers.discard(to_server)
                 to_server.transport.abort()
         except (OSError, ExceptionGroup, asyncio.CancelledError):
-            pass  # the end of one side is the end of the other; only stop() cancels
+            pass  # one side has ended, which ends the other; only stop() cancels
         finally:
             self._writers.discard(to_client)
             to_client.transport.abort()

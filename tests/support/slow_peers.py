@@ -1,5 +1,5 @@
 """
-Peers that take what is pushed slowly or not at all, and a look at what waits for them.
+Peers that read slowly or not at all, and helpers that inspect their send queues.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.support import (
 
 from .inspect import connections, idle, inspect, patience_of, waiting
 
-BLOCK = b"x" * 500_000  # more than aiohttp writes before it looks whether the peer takes it
+BLOCK = b"x" * 500_000  # more than aiohttp writes before it waits for the peer to read
 
 
 LINE = "x" * 1024
 
 
 async def listen(request: web.Request) -> web.WebSocketResponse:
-    """Say nothing."""
+    """Send nothing, and ignore all messages."""
     async with session_ws(request) as ws:
         async for _ in ws:
             pass
@@ -39,7 +39,7 @@ async def listen(request: web.Request) -> web.WebSocketResponse:
 
 
 async def start(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> Client:
-    """Serve ``listen``; return a client that has a session."""
+    """Serve ``listen``; return a client that is logged in."""
     app = make_app(registry)
     app.router.add_get("/listen", listen)
     client = await aiohttp_client(app)
@@ -50,7 +50,7 @@ async def start(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> C
 async def stopped(
     client: Client, registry: SessionWSRegistry, cookie: str = ""
 ) -> tuple[RawPeer, TrackedConnection]:
-    """Open a websocket of a session of its own to a peer that doesn't read."""
+    """Open a websocket to a peer that doesn't read; without *cookie* in a new session."""
     others = set(connections(registry))
     peer = await RawPeer.open(client.make_url("/listen"), cookie, receive_buffer=4096)
     (connection,) = set(connections(registry)) - others
@@ -59,32 +59,32 @@ async def stopped(
 
 
 def narrow(connection: TrackedConnection) -> None:
-    """Let the system keep little of what is sent."""
+    """Make the kernel's send buffer of a connection small."""
     assert connection.transport is not None
     sock = connection.transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
 async def choke(connection: TrackedConnection, registry: SessionWSRegistry) -> None:
-    """Push so much that the writer has to wait."""
+    """Push so much that the writer of the send queue has to wait."""
     assert await registry.send_session(connection.session_ws_id, BLOCK) == Delivery(1)
     await until(lambda: unsent(connection) > 100_000)
 
 
 def unsent(connection: TrackedConnection) -> int:
-    """Return how much is in the transport."""
+    """Return how many bytes are in the transport's write buffer."""
     assert connection.transport is not None
     return connection.transport.get_write_buffer_size()
 
 
 def own(registry: SessionWSRegistry) -> Any:
-    """Return the only id."""
+    """Return the only session ws id of a registry."""
     (session_ws_id,) = registry
     return session_ws_id
 
 
 def drained(registry: SessionWSRegistry, *slow_ones: TrackedConnection) -> bool:
-    """Tell whether no task and no timer is left."""
+    """Return whether no task, no queued message and no timer is left."""
     return idle(registry) and not any(waiting(c) or patience_of(c) for c in slow_ones)
 
 
@@ -94,7 +94,7 @@ async def texts(ws: ClientWebSocketResponse, count: int) -> list[str]:
 
 
 class SlowSocket:
-    """Registered by hand: takes a message when it is told to."""
+    """A socket to register by hand; it accepts a message only when a test permits it."""
 
     def __init__(self) -> None:
         self.turns = asyncio.Semaphore(0)
@@ -109,7 +109,7 @@ class SlowSocket:
         self.code = code
 
     async def take(self, count: int) -> None:
-        """Take *count* messages."""
+        """Accept *count* messages, and wait until they have been sent."""
         wanted = len(self.took) + count
         for _ in range(count):
             self.turns.release()
@@ -118,7 +118,7 @@ class SlowSocket:
 
 
 async def slow(registry: SessionWSRegistry) -> tuple[SlowSocket, TrackedConnection]:
-    """Register a slow socket as "slow"."""
+    """Register a slow socket under the id "slow"; return it and its connection."""
     ws = SlowSocket()
     registry.register("slow", ws)
     (connection,) = inspect(registry).connections.open.of("slow")

@@ -1,5 +1,5 @@
 """
-For what may take a certain time, on a machine that stands still now and then.
+A stopwatch for time limits in tests that ignores stalls of the machine.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ TICK = 0.01  # seconds
 
 class Stopwatch:
     """
-    Measures how long something takes by the turns that its event loop has meanwhile.
+    Measures a duration by counting ticks of a timer of the event loop.
 
-    Who waits lets time pass; while the machine does something else, none does.
+    Ticks are counted while coroutines wait, but not while the machine or the loop is stalled.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Stopwatch:
 
     def stop(self) -> float:
         """
-        Return the seconds since it was made, and stop.
+        Stop, and return the seconds counted since it was created.
         """
         self._timer.cancel()
         return self._ticks * TICK

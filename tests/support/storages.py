@@ -1,5 +1,5 @@
 """
-Session storages: those of aiohttp_session, and ones that misbehave.
+Session storages: those of aiohttp_session, and one whose loads a test can suspend.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .gates import Turnstile
 
-STORAGES = ("simple", "encrypted", "nacl", "redis")  # that run without more servers
+STORAGES = ("simple", "encrypted", "nacl", "redis")  # that need no server but Redis
 
 
 @asynccontextmanager
 async def storage_named(
     name: str, redis_port: Callable[[], int]
 ) -> AsyncIterator[AbstractStorage]:
-    """Make a storage of aiohttp_session; the Redis is asked for only by the one that needs it."""
+    """Create a storage of aiohttp_session; *redis_port* is called only if it needs Redis."""
     if name == "simple":
         yield SimpleCookieStorage()
     elif name == "encrypted":
@@ -41,12 +41,12 @@ async def storage_named(
 
 
 class ClosedForGood(Connection):
-    """A connection that isn't made again, or to the end, when all are to be closed."""
+    """A connection that refuses to connect once ``over`` is set."""
 
     over = False
 
     async def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """Connect, unless all are to be closed by the beginning or the end of it."""
+        """Connect; raise and disconnect if ``over`` is set before or meanwhile."""
         self._expect_more()
         try:
             await super().connect_check_health(*args, **options)
@@ -62,10 +62,10 @@ class ClosedForGood(Connection):
 
 class KeepingPool(ConnectionPool):
     """
-    A pool that knows all connections that it has made.
+    A pool that keeps a reference to every connection it has made.
 
-    redis-py loses one whose request is cancelled while it is made, as a vanishing client does it,
-    and makes another for whoever still asks when all are closed.
+    redis-py loses a connection whose request is cancelled while it connects (by a vanished
+    client), and makes another for a request that arrives when all are closed.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -74,14 +74,14 @@ class KeepingPool(ConnectionPool):
         self._ended = False
 
     def make_connection(self) -> Any:
-        """Make a connection, and keep it."""
+        """Make a connection, and keep a reference to it."""
         if self._ended:
             raise RedisConnectionError("the test is over")
         self._made.append(super().make_connection())  # type: ignore[no-untyped-call]  # theirs
         return self._made[-1]
 
     async def close_all(self) -> None:
-        """Close whatever was made, for good."""
+        """Close all connections ever made, and refuse new ones."""
         self._ended = True
         for connection in self._made:
             connection.over = True
@@ -90,7 +90,7 @@ class KeepingPool(ConnectionPool):
 
 
 class GatedStorage(AbstractStorage):
-    """A storage that can be held up while it loads."""
+    """A storage whose loads wait at a gate."""
 
     def __init__(self, inner: AbstractStorage) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class GatedStorage(AbstractStorage):
         self.loads = 0
 
     async def load_session(self, request: web.Request) -> aiohttp_session.Session:
-        """Load, then wait: what was loaded may be old by then."""
+        """Load, then wait at the gate: the loaded session may be stale by then."""
         self.loads += 1
         session = await self.inner.load_session(request)
         await self.loading()
@@ -108,5 +108,5 @@ class GatedStorage(AbstractStorage):
     async def save_session(
         self, request: web.Request, response: web.StreamResponse, session: aiohttp_session.Session
     ) -> None:
-        """Save at once."""
+        """Save without waiting."""
         await self.inner.save_session(request, response, session)

@@ -1,5 +1,5 @@
 """
-The node that other tests run as a process: its views, its word, its death.
+The node process that other tests run: its pages, its restart and its shutdown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.support.node_process import NodeProcess
 
 @pytest.fixture
 async def node() -> AsyncIterator[NodeProcess]:
-    """A node that knows no other."""
+    """A single node, without Redis."""
     async with NodeProcess("a") as node:
         yield node
 
@@ -30,7 +30,7 @@ async def browser(node: NodeProcess) -> AsyncIterator[ClientSession]:
 
 
 async def ask(browser: ClientSession, path: str) -> Any:
-    """Visit a page; return what it says."""
+    """Request a page; return its JSON."""
     async with browser.get(path) as response:
         assert response.status == 200
         return await response.json(content_type=None)
@@ -38,7 +38,7 @@ async def ask(browser: ClientSession, path: str) -> Any:
 
 class TestNode:
     async def test_says_whose(self, browser: ClientSession) -> None:
-        """The socket's first word and the page say whose session it is."""
+        """The socket's first message and the page describe the same session."""
         told = await ask(browser, "/whoami")
         async with browser.ws_connect("/ws") as ws:
             hello = await ws.receive_json()
@@ -47,7 +47,7 @@ class TestNode:
         assert hello == {"socket": hello["socket"], **told}
 
     async def test_state(self, browser: ClientSession, node: NodeProcess) -> None:
-        """It lists its sockets: those that handlers have, and those of the registry."""
+        """The state lists the sockets of running handlers and those of the registry."""
         async with browser.ws_connect("/ws") as ws:
             hello = await ws.receive_json()
             state = await node.state()
@@ -58,7 +58,7 @@ class TestNode:
 
     @pytest.mark.parametrize("way", ["/logout", "/logout-everywhere", "/end?id={}", "/renew"])
     async def test_closes(self, browser: ClientSession, way: str) -> None:
-        """Its pages end sessions, or give them another id."""
+        """Its pages close sockets by ending or renewing their session."""
         async with browser.ws_connect("/ws") as ws:
             hello = await ws.receive_json()
             await ask(browser, way.format(hello["id"]))
@@ -68,7 +68,7 @@ class TestNode:
         assert message.data == (4403 if way == "/renew" else 4401)
 
     async def test_killed_and_restarted(self, browser: ClientSession, node: NodeProcess) -> None:
-        """Killed, it leaves its sockets to the peers; started, it is where it was."""
+        """A killed node sends no close frame; started again, it has the same port."""
         async with browser.ws_connect("/ws") as ws:
             await ws.receive_json()
             node.kill()
@@ -79,7 +79,7 @@ class TestNode:
         assert (await ask(browser, "/whoami"))["user"] == "ann"
 
     async def test_stopped(self, browser: ClientSession, node: NodeProcess) -> None:
-        """Told to stop, it says good-bye to its sockets."""
+        """On SIGTERM a node closes its sockets with 1001."""
         async with browser.ws_connect("/ws") as ws:
             await ws.receive_json()
             await node.stop()

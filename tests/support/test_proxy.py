@@ -1,5 +1,5 @@
 """
-The proxy that spoils connections to Redis: it does what its methods say.
+The proxy that makes connections to Redis fail: each method does what it promises.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ async def proxy(redis_port: int) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def client(proxy: Proxy) -> AsyncIterator[Redis]:
-    """A client that has connected through it, and neither waits long nor tries again."""
+    """A client that is connected through the proxy, with a short timeout and no retries."""
     retry = Retry(NoBackoff(), 0)
     async with Redis.from_url(proxy.url(), socket_timeout=0.2, retry=retry) as client:
         assert await client.ping()
@@ -36,7 +36,7 @@ async def client(proxy: Proxy) -> AsyncIterator[Redis]:
 
 class TestProxy:
     async def test_passes(self, proxy: Proxy, client: Redis) -> None:
-        """What is written comes to the server and what it says comes back, counted."""
+        """Data is forwarded in both directions, and counted."""
         await client.set("key", b"x" * 100_000)
 
         assert await client.get("key") == b"x" * 100_000
@@ -45,7 +45,7 @@ class TestProxy:
 
     @pytest.mark.parametrize(("up", "down"), [(True, True), (True, False), (False, True)])
     async def test_black_hole(self, proxy: Proxy, client: Redis, up: bool, down: bool) -> None:
-        """Nothing comes back, connections open and nothing ends, until it is healed."""
+        """A black hole accepts and keeps connections without replies, until it is healed."""
         proxy.black_hole(up=up, down=down)
         with pytest.raises(TooLate):
             await client.ping()
@@ -58,7 +58,7 @@ class TestProxy:
             assert await patient.ping()
 
     async def test_late(self, proxy: Proxy, client: Redis, redis_server: RedisServer) -> None:
-        """What was sent into a black hole of one direction has been done."""
+        """If only replies are blocked, the server still executes a command."""
         before = proxy.bytes_up
         proxy.black_hole(up=False)
         with pytest.raises(TooLate):
@@ -69,7 +69,7 @@ class TestProxy:
         assert proxy.bytes_up > before
 
     async def test_cut(self, proxy: Proxy, client: Redis) -> None:
-        """A connection that was cut is noticed, and the next one works."""
+        """A client notices that its connection was cut, and the next one works."""
         async with client.pubsub() as pubsub:
             await pubsub.subscribe("channel")
             assert await pubsub.get_message(timeout=5)
@@ -80,7 +80,7 @@ class TestProxy:
         assert await client.ping()
 
     async def test_refuse(self, proxy: Proxy, client: Redis) -> None:
-        """Stopped, it refuses; started, it is where it was."""
+        """A stopped proxy refuses connections; started again, it has the same port."""
         await proxy.stop()
         with pytest.raises(NoConnection):
             await client.ping()
@@ -89,7 +89,7 @@ class TestProxy:
         assert await client.ping()
 
     async def test_delay(self, proxy: Proxy, client: Redis) -> None:
-        """A delay counts in both directions."""
+        """A delay applies to both directions."""
         proxy.delay = 0.05
         start = time.monotonic()
         await client.ping()
@@ -97,7 +97,7 @@ class TestProxy:
         assert time.monotonic() - start >= 0.1
 
     async def test_tears(self, proxy: Proxy, client: Redis, redis_server: RedisServer) -> None:
-        """Half of a write arrives, and then the connection breaks."""
+        """Half of a write arrives at the server, and then the connection breaks."""
         await client.ping()
         proxy.tears = True
         before = proxy.bytes_up
@@ -109,7 +109,7 @@ class TestProxy:
         assert not await client.exists("torn")
 
     async def test_tls(self, redis_port: int, tls: ssl.SSLContext) -> None:
-        """It can speak TLS, so that any server can be had behind ``rediss://``."""
+        """With TLS, the proxy makes any server available at a ``rediss://`` URL."""
         async with Proxy(redis_port, tls=tls) as proxy:
             url = proxy.url("rediss") + "?ssl_cert_reqs=none"
             async with Redis.from_url(url) as client:

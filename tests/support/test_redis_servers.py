@@ -1,5 +1,5 @@
 """
-The Redis servers that other tests run: they do what their names say.
+The Redis servers that other tests run: each method does what it promises.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tests.support.redis_servers import MASTER_NAME, RedisCluster, RedisServer, 
 
 class TestRedisServer:
     async def test_restart_with_data(self, redis_server: RedisServer) -> None:
-        """What was written before a kill -9 is there after it."""
+        """Data that was written before a kill -9 is there after a restart."""
         await redis_server.cli("SET", "key", "value")
         await redis_server.restart()
 
         assert await redis_server.cli("GET", "key") == "value"
 
     async def test_restart_without_data(self, redis_server: RedisServer) -> None:
-        """Or it isn't."""
+        """A restart can delete the data."""
         await redis_server.cli("SET", "key", "value")
         await redis_server.restart(keep_data=False)
 
@@ -38,7 +38,7 @@ class TestRedisServer:
             await redis_server.cli("PING")
 
     async def test_frozen(self, redis_server: RedisServer) -> None:
-        """A frozen one takes connections and doesn't answer, until it is thawed."""
+        """A frozen server accepts connections and doesn't reply, until it is thawed."""
         redis_server.freeze()
         async with redis_server.client(socket_timeout=0.1) as client:
             with pytest.raises(TooLate):
@@ -48,7 +48,7 @@ class TestRedisServer:
         assert await redis_server.cli("PING") in ("PONG", True)
 
     async def test_kill_pubsub(self, redis_server: RedisServer) -> None:
-        """A subscriber's connection is cut."""
+        """Connections of subscribers are closed."""
         async with redis_server.client() as client, client.pubsub() as pubsub:
             await pubsub.subscribe("channel")
             assert await pubsub.get_message(timeout=5)
@@ -56,13 +56,13 @@ class TestRedisServer:
             assert await redis_server.kill_pubsub() == 1
 
     async def test_password_and_unix_socket(self) -> None:
-        """It can want a password, and listens on a Unix socket too."""
+        """A server can require a password, and listens on a Unix socket too."""
         async with RedisServer(password="secret") as server, Redis.from_url(server.unix_url) as r:
             assert await r.set("key", "value")
             assert await server.cli("GET", "key") == "value"
 
     async def test_no_leftovers(self) -> None:
-        """Neither process nor folder stays, whatever happens in the block."""
+        """Process and folder are removed, also if the block raises."""
         with pytest.raises(ZeroDivisionError):
             async with RedisServer() as server:
                 raise ZeroDivisionError
@@ -73,7 +73,7 @@ class TestRedisServer:
 
 class TestRedisCluster:
     async def test_works(self, redis_cluster: RedisCluster) -> None:
-        """It takes keys of all slots, also after a master was killed and restarted."""
+        """The cluster serves keys of all slots, also after a master was killed and restarted."""
         async with ClusterClient.from_url(redis_cluster.url) as client:
             for number in range(20):
                 await client.set(f"key{number}", number)
@@ -91,7 +91,7 @@ class TestSentinel:
     async def test_fail_over(
         self, redis_sentinel: SentinelSetup, how: Callable[[SentinelSetup], Any]
     ) -> None:
-        """The replica takes over, and whoever asks the sentinel finds it."""
+        """The replica takes over, and the sentinel returns its address."""
         first = redis_sentinel.primary
         await how(redis_sentinel)
 

@@ -1,5 +1,5 @@
 """
-A stopwatch tells who waits from a machine that stands still.
+The stopwatch counts time spent waiting, and ignores stalls of the machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from tests.support import Stopwatch
 
 
 async def test_who_waits() -> None:
-    """What waits takes time."""
+    """Time spent waiting counts."""
     watch = Stopwatch()
     for _ in range(20):
         await asyncio.sleep(0.02)
@@ -20,7 +20,7 @@ async def test_who_waits() -> None:
 
 
 async def test_who_stands_still() -> None:
-    """What the machine or the event loop lost doesn't count."""
+    """Time in which the machine or the event loop stalls doesn't count."""
     watch = Stopwatch()
     await asyncio.sleep(0)
     time.sleep(0.5)  # noqa: ASYNC251  that is the point
