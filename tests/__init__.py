@@ -1,3 +1,3 @@
 """
-The tests; ``support`` is what they share.
+The tests; ``support`` has what they share.
 """

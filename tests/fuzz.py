@@ -1,10 +1,10 @@
 """
-Hostile peers: ``python -m tests.fuzz --frames 1000000``.
+Fuzz the RPC protocols: ``python -m tests.fuzz --frames 1000000``.
 
-Peers that send malformed, truncated, oversized, wrongly typed and misplaced frames, in both
-dialects and all encodings; that vanish, or read nothing. Whatever they do: the connection goes on
-or ends as it should, nothing unhandled is logged, nothing is left behind, memory stays bounded,
-and nothing of an exception reaches a peer.
+Peers send malformed, truncated, oversized, wrongly typed and misplaced frames, in both dialects
+and all encodings; they vanish, or read nothing. In all cases a connection must continue or close
+with an expected code, no exception may be unhandled, no session, task or handler may be left,
+memory must stay bounded, and no detail of an exception may reach a peer.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ PROTOCOLS: Final = [
     "wamp.2.json", "wamp.2.msgpack", "wamp.2.json.batched", "wamp.2.msgpack.batched", None,
 ]  # fmt: skip
 SECRET: Final = "hunter2"
-#: What must never be in what a peer is told.
+#: Texts that no frame to a peer may contain.
 TRACES: Final = (SECRET, "Traceback", "object at 0x", "Error(", 'File "', "<class")
 CODES: Final = {1000, 1001, 1002, 1006, 1007, 1008, 1009, 1011, 1013}
 MEMORY: Final = 400  # MiB that the process may grow by
 
 
 class Fuzzed:
-    """The application under fire, and what it has let happen."""
+    """The application under test, with counters of its open contexts and running handlers."""
 
     def __init__(self) -> None:
-        self.inside = 0  # first halves without a second
-        self.handlers = 0  # handlers that run
+        self.inside = 0  # contexts that were entered and not left
+        self.handlers = 0  # running handlers
         routes = rpc.Routes("f.")
 
         @routes.route()
@@ -109,14 +109,14 @@ class Fuzzed:
 
 
 class Frames:
-    """Frames that no honest client would send, among some that one would."""
+    """A generator of random frames: invalid ones, among valid ones."""
 
     def __init__(self, source: random.Random) -> None:
         self.random = source
         self._next = 0
 
     def honest(self, protocol: str | None) -> Any:
-        """Return a message as a client of good will would send it."""
+        """Return a valid message, as a well-behaved client would send it."""
         self._next += 1
         number, pick = self._next, self.random.random()
         name = self.random.choice(
@@ -134,7 +134,7 @@ class Frames:
         return [64, number, {}, "mine"] if pick < 0.95 else [70, max(1, number % 20), {}, [1]]
 
     def value(self, depth: int = 0) -> Any:
-        """Return any value."""
+        """Return a random value of any type."""
         pick = self.random.random()
         if depth < 3 and pick < 0.15:
             return [self.value(depth + 1) for _ in range(self.random.randrange(4))]
@@ -146,7 +146,7 @@ class Frames:
         ])  # fmt: skip
 
     def word(self) -> str:
-        """Return a name, known or not."""
+        """Return a random name, registered or not."""
         return self.random.choice([
             "f.add", "f.echo", "f.fail", "f.wait", "f.big.100", "f.big.200000", "f.big.x",
             "f.stream", "f.ask", "f.t.1", "f.t.2", "f.t.x", "f", "", "..", "__class__", "mine",
@@ -154,11 +154,11 @@ class Frames:
         ])  # fmt: skip
 
     def number(self) -> Any:
-        """Return a number of a request."""
+        """Return the number of a request, valid or not."""
         return self.random.choice([*range(1, 30), 0, -1, 2**53, 2**53 + 1, "1", None, 1.5])
 
     def options(self) -> Any:
-        """Return what comes with a message."""
+        """Return the options of a message, valid or not."""
         return self.random.choice([
             {}, {}, {}, {"receive_progress": True}, {"timeout": 5}, {"mode": "kill"}, {"mode": 5},
             {"mode": "skip"}, {"acknowledge": True}, {"match": "prefix"}, {"authid": None},
@@ -166,7 +166,7 @@ class Frames:
         ])  # fmt: skip
 
     def wamp(self) -> Any:
-        """Return a WAMP message, or nearly one."""
+        """Return a WAMP message, or an invalid variant of one."""
         pick = self.random.random()
         if pick < 0.05:
             return self.value()
@@ -194,7 +194,7 @@ class Frames:
         return message
 
     def wsrpc(self) -> Any:
-        """Return an object of wsrpc's, or nearly one."""
+        """Return a wsrpc message, or an invalid variant of one."""
         message: dict[str, Any] = {"id": self.number(), "method": self.word()}
         if self.random.random() < 0.8:
             message["params"] = self.value()
@@ -205,7 +205,7 @@ class Frames:
         return self.value() if self.random.random() < 0.05 else message
 
     def frame(self, protocol: str | None, rude: float) -> str | bytes:
-        """Return a frame in a dialect, mostly; *rude* is how many of them are not honest."""
+        """Return a frame of a dialect; *rude* is the probability that it may be invalid."""
         rudely = self.random.random() < rude
         try:
             frame = self._encode(protocol, rudely)
@@ -241,7 +241,7 @@ class Frames:
 
 
 class Fire:
-    """Peers that share a number of frames among them."""
+    """Peers that together send a given number of frames."""
 
     def __init__(self, url: str, frames: int, seed: int) -> None:
         self.url = url
@@ -252,7 +252,7 @@ class Fire:
         self.heard = 0
 
     async def peer(self, client: ClientSession) -> None:
-        """Live one life after another, until no frames are left."""
+        """Open one connection after another, until no frames are left."""
         source = self.frames.random
         while self.left > 0:
             protocol = source.choice(PROTOCOLS)
@@ -313,9 +313,9 @@ class Fire:
 
 
 async def fuzz(frames: int, seed: int, peers: int = 20) -> Fire:
-    """Fire at an application, then look at what is left of it."""
+    """Send frames to an application, then check that nothing is left behind."""
     fuzzed = Fuzzed()
-    # What hangs is found all the same; a machine that is busy for seconds is no failure.
+    # Long enough for a busy machine; a task that hangs is still found.
     timeouts = Timeouts(close=10.0, handler_grace=20.0)
     server = Server(fuzzed.calls, SessionWSRegistry(identify=who, timeouts=timeouts))
     runner = web.AppRunner(server.app, access_log=None)
@@ -345,7 +345,7 @@ async def fuzz(frames: int, seed: int, peers: int = 20) -> Fire:
 
 
 async def _publish(calls: rpc.Application, fire: Fire) -> None:
-    """Let events be in everybody's way."""
+    """Publish events meanwhile, which go to subscribed peers."""
     while fire.left > 0:
         if calls.sessions:
             await calls.publish("f.t.1", ["x" * 500])
@@ -353,7 +353,7 @@ async def _publish(calls: rpc.Application, fire: Fire) -> None:
 
 
 class Complaints(logging.Handler):
-    """What is logged that should not be."""
+    """Collects warnings and errors that are logged, but for the expected ones."""
 
     #: A peer that reads nothing misses what is published; asyncio's debug mode times callbacks.
     EXPECTED = ("misses what is pushed", "Executing <")
@@ -363,7 +363,7 @@ class Complaints(logging.Handler):
         self.heard: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note a record."""
+        """Collect a record, unless it is expected."""
         text = self.format(record)
         if not any(words in text for words in self.EXPECTED):
             self.heard.append(text)
@@ -371,7 +371,7 @@ class Complaints(logging.Handler):
 
 def run(frames: int, seed: int) -> Fire:
     """
-    Fire, and raise if anything was hit.
+    Run the fuzzer, and raise if it found a defect.
     """
     complaints = Complaints()
     logging.getLogger().addHandler(complaints)
@@ -387,14 +387,14 @@ def run(frames: int, seed: int) -> Fire:
 
 
 def main() -> int:
-    """Run from the command line."""
+    """Run the fuzzer from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--frames", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=None, help="of the random numbers")
     options = parser.parse_args()
     seed = random.randrange(2**32) if options.seed is None else options.seed
     sys.stdout.write(f"seed {seed}\n")
-    sys.stdout.flush()  # also for who redirects it, and ends it
+    sys.stdout.flush()  # a redirected run that is ended early shows it too
     started = time.monotonic()
     fire = run(options.frames, seed)
     seconds = time.monotonic() - started

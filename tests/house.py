@@ -1,13 +1,13 @@
 """
-Measure the house: the shape of the package by ``ast``, its rules, and three journeys.
+Measure the structure of the package: sizes, imports, class depth, and three call paths.
 
-``python -m tests.house [FOLDER]`` prints how many modules, lines and functions there are,
-what reaches where it should not, and how far a handshake, a log-out and an order from
-another node travel through the files (see :mod:`tests.journeys`). FOLDER is any package;
-the journeys are those of the installed one.
+``python -m tests.house [FOLDER]`` prints the numbers of modules, lines and functions, of
+accesses to private names of other modules, and of the files that a handshake, a log-out and
+an order from another node pass through (see :mod:`tests.journeys`). FOLDER is any package;
+the call paths are those of the installed one.
 
-The rules stand in :mod:`tests.house_rules`, and ``tests/unit/test_house.py`` holds the
-package to them.
+The rules are in :mod:`tests.house_rules`, and ``tests/unit/test_house.py`` checks the
+package against them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NO_CODE: Final = frozenset(
     }
 )
 _NAMED_TUPLES: Final = frozenset({"_replace", "_asdict", "_fields", "_make"})  # public, all four
-OWN: Final = frozenset({"self", "cls", "super()", "type(self)"})  # objects of the same class
+OWN: Final = frozenset({"self", "cls", "super()", "type(self)"})  # the object itself or its class
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class Import:
     An import of a module of the same package.
 
     Attributes:
-        line: Where it stands.
-        target: The dotted name of the module.
-        name: What is taken from it, ``None`` for the module itself.
+        line: The line of the import.
+        target: The dotted name of the imported module.
+        name: The name imported from it, ``None`` for the module itself.
     """
 
     line: int
@@ -61,7 +61,7 @@ class Import:
 @dataclass(frozen=True, slots=True)
 class ClassIn:
     """
-    A class, and where it stands.
+    A class and its module.
     """
 
     module: Module
@@ -70,7 +70,7 @@ class ClassIn:
     @property
     def name(self) -> str:
         """
-        Its name.
+        The name of the class.
         """
         return self.node.name
 
@@ -112,7 +112,7 @@ class Module:
     @cached_property
     def own_names(self) -> set[str]:
         """
-        The functions, classes and attributes of ``self`` that the file itself names.
+        The names of functions, classes and attributes of ``self`` in this file.
         """
         names = {node.name for node in (*self.functions, *self.classes)}
         for node in ast.walk(self.tree):
@@ -123,7 +123,7 @@ class Module:
     @cached_property
     def exported(self) -> list[str]:
         """
-        What ``__all__`` holds.
+        The names in ``__all__``.
         """
         for node in self.tree.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
@@ -133,7 +133,7 @@ class Module:
     @cached_property
     def code_lines(self) -> int:
         """
-        How many lines there are without blank ones, comments and docstrings.
+        The number of lines without blank lines, comments and docstrings.
         """
         prose: set[int] = set()
         for node in ast.walk(self.tree):
@@ -148,7 +148,7 @@ class Module:
 
 def function_lines(function: Function) -> int:
     """
-    Return how many lines a function has without its docstring.
+    Return the number of lines of a function without its docstring.
     """
     lines = (function.end_lineno or 0) - function.lineno + 1
     if ast.get_docstring(function, False) is None:
@@ -159,10 +159,10 @@ def function_lines(function: Function) -> int:
 
 def foreign_underscores(module: Module) -> Iterator[tuple[int, str, str]]:
     """
-    Find ``x._name`` where the module defines no ``_name`` and *x* is not its own object.
+    Find ``x._name`` where the module defines no ``_name`` and *x* is not in :data:`OWN`.
 
     Yields:
-        Line, what stands there, the name.
+        Line, expression, private name.
     """
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Attribute) or node.attr in module.own_names | _NAMED_TUPLES:
@@ -178,7 +178,7 @@ class House:
     A package, parsed.
 
     Args:
-        folder: Where it lies.
+        folder: Its folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -191,7 +191,7 @@ class House:
     @classmethod
     def installed(cls) -> House:
         """
-        Find the package that Python imports here.
+        Return the package as Python would import it here.
         """
         spec = importlib.util.find_spec(PACKAGE)
         assert spec is not None
@@ -200,7 +200,7 @@ class House:
 
     def imports(self, module: Module) -> Iterator[Import]:
         """
-        Find what a module imports of its own package: at its head, in functions, and for
+        Find all imports from the module's own package, also those in functions and those for
         annotations only.
         """
         package = module.name.split(".")[: None if module.is_package else -1]
@@ -221,7 +221,7 @@ class House:
     @cached_property
     def graph(self) -> dict[str, set[str]]:
         """
-        Which modules each module imports; what only names a package's members is left out.
+        The modules that each module imports; ``__init__`` modules are not counted as targets.
         """
         return {
             module.name: {
@@ -235,21 +235,21 @@ class House:
     @cached_property
     def groups(self) -> list[list[str]]:
         """
-        The modules, those that import each other in one group; imported groups come first.
+        The strongly connected groups of the import graph; imported groups come first.
         """
         return _strongly_connected(self.graph)
 
     @property
     def circles(self) -> list[list[str]]:
         """
-        Groups of modules that import each other.
+        The groups of more than one module: import cycles.
         """
         return [group for group in self.groups if len(group) > 1]
 
     @property
     def floors(self) -> int:
         """
-        How many groups stand on top of each other.
+        The number of layers of the import graph.
         """
         floor_of: dict[str, int] = {}
         for group in self.groups:
@@ -261,7 +261,7 @@ class House:
     @cached_property
     def classes(self) -> dict[str, ClassIn]:
         """
-        The classes, by the dotted names of their modules and their own.
+        All classes, by their dotted names.
         """
         return {
             f"{module.name}.{node.name}": ClassIn(module, node)
@@ -271,7 +271,7 @@ class House:
 
     def bases(self, name: str) -> list[str]:
         """
-        Return the bases of a class that are ours: of its module, or imported into it.
+        Return the bases of a class that the package defines.
         """
         module, node = self.classes[name].module, self.classes[name].node
         places = {one.name: one.target for one in self.imports(module)}
@@ -286,13 +286,13 @@ class House:
 
     def ancestry(self, name: str) -> list[str]:
         """
-        Return the longest chain of classes of ours from *name* up.
+        Return the longest chain of the package's classes from *name* up.
         """
         return [name, *max(map(self.ancestry, self.bases(name)), key=len, default=[])]
 
     def ancestors(self, name: str) -> set[str]:
         """
-        Return all classes of ours above *name*.
+        Return all ancestors of *name* that the package defines.
         """
         direct = self.bases(name)
         return {*direct}.union(*map(self.ancestors, direct))
@@ -374,7 +374,7 @@ def main() -> None:
     house = House.installed() if options.folder is None else House(options.folder.resolve())
     figures = shape(house)
     if options.folder is None:
-        from tests import journeys  # it imports the package, which needn't be the one measured
+        from tests import journeys  # imports the package, which may not be the one measured
 
         figures.update(journeys.figures())
     if options.json:

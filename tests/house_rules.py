@@ -1,8 +1,8 @@
 """
-The rules of the house, each a function that finds what breaks it.
+Rules for the structure of the package, each a function that yields its violations.
 
-A finding names its file, line and remedy. ``tests/unit/test_house.py`` holds the package
-to all of them.
+A finding has its file, line and remedy. ``tests/unit/test_house.py`` checks the package
+against all rules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEAVES: Final = frozenset(
         *("_origin", "_expiring", "_tasks", "_logging", "_lineage", "_refused"),
     }
 )
-#: From the ground up: each room may import itself and those before it.
+#: Layers, lowest first: each may import itself and those before it.
 ROOMS: Final = ("leaves", "connections", "sessions", "registry", "web", "handlers", "rpc")
 MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
     **{room: frozenset(ROOMS[: floor + 1]) for floor, room in enumerate(ROOMS)},
@@ -31,11 +31,11 @@ MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
     "testing": frozenset({*ROOMS, "top", "testing"}),
     "__main__": frozenset({"cli"}),
 }
-#: Who may know which library: paths, or folders with all that is in them.
+#: Libraries, and the only files or folders that may import them.
 TOUCHES: Final[Mapping[str, tuple[str, ...]]] = {
     "redis": ("redis/",),
 }
-#: Private names of others that nothing public does; each has a test that fails if it goes.
+#: Private names of other libraries without a public equivalent; tests fail if one is removed.
 PERMITTED: Final = frozenset(
     {
         ("sessions/session.py", "_changed"),
@@ -43,28 +43,28 @@ PERMITTED: Final = frozenset(
         ("redis/io/wire.py", "_writer"),
     }
 )
-#: Leaves and folders whose ``__all__`` users import from.
+#: Modules and folders whose ``__all__`` has public names.
 HOMES: Final = (
     *("close_codes", "exceptions", "options", "results", "signals", "typing"),
     *("redis", "rpc"),
 )
-DOOR: Final = "support/inspect.py"  # the tests' one way to internals
+DOOR: Final = "support/inspect.py"  # the only test module that may use internals
 
-MAX_DEPTH: Final = 3  # classes of ours above each other, the last one counted
+MAX_DEPTH: Final = 3  # of the package's classes in a chain of inheritance
 MAX_FUNCTION: Final = 40  # lines without the docstring
-MAX_MODULE: Final = 300  # lines, unless the head says why there are more
+MAX_MODULE: Final = 300  # lines, unless the module's docstring says why there are more
 MAX_TOP: Final = 36  # names
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """
-    A place that breaks a rule.
+    A violation of a rule.
 
     Attributes:
-        place: The file, from the package's folder on.
+        place: The file, relative to the package's folder.
         line: The line in it.
-        what: What stands there.
+        what: The violation.
         remedy: What to do about it.
     """
 
@@ -79,7 +79,7 @@ class Finding:
 
 def room(module: Module) -> str:
     """
-    Return the layer that a module belongs to; ``"?"`` if the rules know none.
+    Return the layer that a module belongs to, ``"?"`` if it is in none.
     """
     if not module.parts:
         return "top"
@@ -93,7 +93,7 @@ def room(module: Module) -> str:
 
 def upward_imports(house: House, module: Module) -> Iterator[Finding]:
     """
-    Find imports that don't go down, those for annotations included.
+    Find imports of higher layers, including those for annotations.
     """
     here = room(module)
     if here == "?":
@@ -112,7 +112,7 @@ def upward_imports(house: House, module: Module) -> Iterator[Finding]:
 
 def foreign_libraries(module: Module) -> Iterator[Finding]:
     """
-    Find imports of libraries that only one place knows.
+    Find imports of libraries outside of the files that may import them.
     """
     found: list[tuple[int, str]] = []
     for node in ast.walk(module.tree):
@@ -129,7 +129,7 @@ def foreign_libraries(module: Module) -> Iterator[Finding]:
 
 def reaching(house: House, module: Module) -> Iterator[Finding]:
     """
-    Find ``x._name`` of another object, and underscored names imported from another module.
+    Find uses of another object's ``x._name``, and imports of private names.
     """
     remedy = "give the owner a method or a public attribute, or move the code to the owner"
     for line, what, name in foreign_underscores(module):
@@ -148,7 +148,7 @@ def reaching(house: House, module: Module) -> Iterator[Finding]:
 
 def long_functions(module: Module) -> Iterator[Finding]:
     """
-    Find functions that one can't take in at a glance.
+    Find functions of more than :data:`MAX_FUNCTION` lines.
     """
     for function in module.functions:
         lines = function_lines(function)
@@ -160,7 +160,7 @@ def long_functions(module: Module) -> Iterator[Finding]:
 
 def long_module(module: Module) -> Iterator[Finding]:
     """
-    Find a long module whose head doesn't say why it is long, and one that isn't and says so.
+    Find a long module whose docstring gives no reason, and a short one that gives a reason.
     """
     lines = len(module.source.splitlines())
     head = " ".join((ast.get_docstring(module.tree) or "").split())
@@ -173,7 +173,7 @@ def long_module(module: Module) -> Iterator[Finding]:
 
 def circles(house: House) -> Iterator[Finding]:
     """
-    Find modules that import each other.
+    Find imports within a cycle of modules.
     """
     for group in house.circles:
         for name in group:
@@ -187,7 +187,7 @@ def circles(house: House) -> Iterator[Finding]:
 
 def deep_classes(house: House) -> Iterator[Finding]:
     """
-    Find classes with too many ancestors of ours.
+    Find classes whose chain of inheritance within the package is too long.
     """
     for name, found in house.classes.items():
         chain = [house.classes[one].name for one in house.ancestry(name)]
@@ -198,7 +198,7 @@ def deep_classes(house: House) -> Iterator[Finding]:
 
 def facet_state(house: House, registry: str = "SessionWSRegistry") -> Iterator[Finding]:
     """
-    Find attributes of the registry's facets other than ``self._core``.
+    Find attributes that the registry's base classes store, other than ``self._core``.
     """
     registries = [name for name, one in house.classes.items() if one.name == registry]
     for name in sorted(set[str]().union(*map(house.ancestors, registries))):
@@ -215,7 +215,7 @@ def facet_state(house: House, registry: str = "SessionWSRegistry") -> Iterator[F
 
 def crowded_top(house: House) -> Iterator[Finding]:
     """
-    Find too many names at the top, and names there that their home doesn't export.
+    Find too many names at the top, and names there that their own module doesn't export.
     """
     top = house.modules[house.folder.name]
     if len(top.exported) > MAX_TOP:
@@ -232,7 +232,7 @@ def crowded_top(house: House) -> Iterator[Finding]:
 
 def homeless_names(house: House) -> Iterator[Finding]:
     """
-    Find public names that have no home or two.
+    Find public names that none or two of :data:`HOMES` export.
     """
     top = house.modules[house.folder.name]
     found = [(home, house.modules.get(f"{top.name}.{home}")) for home in HOMES]
@@ -260,7 +260,7 @@ def _public_definitions(module: Module) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.AnnAssign):
             names = (ast.unparse(node.target),)
         for name in names:
-            # A type variable is no name for users.
+            # A type variable is not public.
             typevar = isinstance(node, ast.Assign) and "TypeVar(" in ast.unparse(node.value)
             if not name.startswith("_") and not typevar:
                 yield node.lineno, name
@@ -268,16 +268,16 @@ def _public_definitions(module: Module) -> Iterator[tuple[int, str]]:
 
 def private_names(house: House) -> set[str]:
     """
-    Return the underscored names that the package defines.
+    Return the private names that the package defines, but for those in :data:`PERMITTED`.
     """
     names = (name for module in house.modules.values() for name in module.own_names)
-    others = {name for _, name in PERMITTED}  # they have tests of their own
+    others = {name for _, name in PERMITTED}  # each has a test of its own
     return {name for name in names if name.startswith("_") and not name.startswith("__")} - others
 
 
 def doors(tests: Module, private: set[str]) -> Iterator[Finding]:
     """
-    Find a test module that reaches private names of the package by another way than the door.
+    Find uses of private names of the package in a test module other than :data:`DOOR`.
     """
     if tests.place == DOOR:
         return

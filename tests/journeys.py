@@ -1,9 +1,9 @@
 """
-How far a handshake, a log-out and an order from another node travel through the files.
+Count the files that a handshake, a log-out and an order from another node pass through.
 
-A small app runs in this process, by the public API only, while ``sys.setprofile`` notes each
-function of the package that is called: which file it is in, and which file the nearest
-function of the package above it is in. Each pair of files counts once.
+A small app runs in this process, by the public API only, while ``sys.setprofile`` records each
+call of a function of the package: the function's file, and the file of the nearest caller in
+the package. Each pair of files counts once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from aiohttp_session_ws import (
 _HOST: Final = "127.0.0.1"
 _ROOT: Final = f"{Path(aiohttp_session_ws.__file__).parent}/"
 _TIMEOUT: Final = 20.0  # seconds
-#: What the other node does, in a process of its own: only this one is measured.
+#: The program of the other node, in a process of its own: only this process is measured.
 _ORDER: Final = """
 import asyncio, sys
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
@@ -52,7 +52,7 @@ asyncio.run(main())
 
 class Journey:
     """
-    What the profiler noted.
+    The files and the calls between files that the profiler recorded.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Journey:
 
     def note(self, frame: FrameType, event: str, arg: object) -> None:
         """
-        Note a call, if it is one of the package.
+        Record a call, if it is of a function of the package.
         """
         path = frame.f_code.co_filename
         if event != "call" or not path.startswith(_ROOT):
@@ -113,7 +113,7 @@ async def _log_out(request: web.Request) -> web.Response:
 @contextlib.asynccontextmanager
 async def _client(registry: SessionWSRegistry) -> AsyncIterator[aiohttp.ClientSession]:
     """
-    Serve an app, and be its client.
+    Serve an app, and enter a client of it.
     """
     app = web.Application()
     aiohttp_session.setup(app, aiohttp_session.SimpleCookieStorage())
@@ -136,7 +136,7 @@ async def _client(registry: SessionWSRegistry) -> AsyncIterator[aiohttp.ClientSe
 
 async def _visit(client: aiohttp.ClientSession) -> str:
     """
-    Log in, and return the id that the session has from then on.
+    Log in, and return the session's id after that.
     """
     for _ in range(2):
         async with client.get("/in") as response:
@@ -146,7 +146,7 @@ async def _visit(client: aiohttp.ClientSession) -> str:
 
 async def _open(client: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
     """
-    Open a socket, and wait until its handler is at work.
+    Open a socket, and wait until its handler runs.
     """
     ws = await client.ws_connect("/ws")
     await ws.send_str("hello")
@@ -169,7 +169,7 @@ async def _alone() -> dict[str, Journey]:
             async with client.get("/out") as response:
                 await response.text()
             await _expect_close(ws)
-            # The handler's last steps are part of it.
+            # The handler's last steps count too.
             await ws.close()
             await asyncio.sleep(0.3)
     return {"a handshake": handshake, "a log-out": log_out}
@@ -194,7 +194,7 @@ async def _from_another_node(redis: str) -> Journey:
 @contextlib.contextmanager
 def _redis() -> Iterator[str | None]:
     """
-    Run a Redis server, where there is one.
+    Run a Redis server, if one is installed; yield its URL.
     """
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
@@ -219,7 +219,7 @@ def _redis() -> Iterator[str | None]:
 
 def figures() -> dict[str, str]:
     """
-    Return, for each journey, the different calls from file to file and the files passed.
+    Return, for each journey, the numbers of distinct calls between files and of files.
     """
     journeys = asyncio.run(_alone())
     with _redis() as redis:

@@ -155,7 +155,7 @@ class TlsPeer(RawPeer):
 
     async def notify(self) -> None:
         """Send TLS's close_notify, and don't wait for the server's."""
-        with contextlib.suppress(ssl.SSLError):  # the server's is not there yet
+        with contextlib.suppress(ssl.SSLError):  # not there yet, or behind other data
             self._tls.unwrap()
         await super().send(self._outgoing.read())
 
