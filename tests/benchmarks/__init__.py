@@ -1,6 +1,6 @@
 """
-What the package costs, each figure beside its floor and beside what one would use instead.
+Benchmarks: what the package costs, compared with the least possible and with alternatives.
 
-Run ``python -m tests.benchmarks``; ``--help`` tells the rest. Linux only: CPU time and
+Run ``python -m tests.benchmarks``; ``--help`` lists the options. Linux only: CPU time and
 memory are read from ``/proc``.
 """

@@ -1,9 +1,9 @@
 """
-Measure what the package costs, each figure beside its floor and beside what one would use
-instead; see ``--help``.
+Measure what the package costs, compared with a floor (the least that the task takes) and with
+alternatives.
 
-Nothing is asserted: figures depend on the machine and on what else it does. Environments of
-others are made when they are first needed, which takes a few minutes once.
+Nothing is asserted: figures depend on the machine and on its load. Environments of the
+alternatives are created when they are first needed, which takes a few minutes once.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ QUICK: Final = Plan(
     calls=7,
     records=100_000,
 )
-DESCRIPTORS: Final = 1_000  # that a process needs besides its sockets'
+DESCRIPTORS: Final = 1_000  # file descriptors of a process besides its sockets'
 
 
 def parse() -> argparse.Namespace:
     """
-    Read the command line.
+    Parse the command line.
     """
     names = [peer.name for peer in all_peers(Path())]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
 
 def plan(given: argparse.Namespace) -> Plan:
     """
-    Return how much to measure, within what this machine allows.
+    Return the plan, within the number of file descriptors that the system allows.
     """
     result = QUICK if given.quick else Plan()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -100,7 +100,7 @@ def plan(given: argparse.Namespace) -> Plan:
 
 def draw(json: Path, folder: Path) -> None:
     """
-    Draw figures, by an environment that can.
+    Draw the figures, in an environment with matplotlib.
     """
     try:
         interpreter = environment("plot")
@@ -115,7 +115,7 @@ def draw(json: Path, folder: Path) -> None:
 
 def main() -> None:
     """
-    Measure, and tell.
+    Measure, and print, store and draw the figures.
     """
     given = parse()
     only = frozenset(given.only.split(",") if given.only else CHOICES)

@@ -1,8 +1,8 @@
 """
-A run: what is measured, how much of it, in which order, and what was read.
+A benchmark run: its plan, the order of its measurements, and its readings.
 
-Everything goes in turns, round by round and peer by peer (A B C A B C), so that a slow minute
-of the machine meets all alike.
+Measurements alternate, round by round and peer by peer (A B C A B C), so that a slow minute
+of the machine affects all peers alike.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Plan:
     How much is measured.
 
     Attributes:
-        rounds: How often each is measured.
-        sockets: How many are open.
-        curve: How many are open one time after another, for the scaling curves.
-        fresh: How many handshakes a new server is measured with.
+        rounds: How often each peer is measured.
+        sockets: How many sockets are open.
+        curve: The numbers of open sockets for the scaling curves.
+        fresh: How many handshakes are measured on a new server.
         ones: How many sessions are closed one by one.
         groups: How many sessions of many sockets are closed.
-        idle: Seconds of doing nothing: as long as a heartbeat, or a multiple.
+        idle: Seconds without traffic: a heartbeat interval, or a multiple of it.
         echo: Seconds of echoing.
-        orders: How many orders are timed between nodes.
-        flood: How many orders are given in a burst.
-        burst: How many when the longest turn of the event loop is looked for.
-        calls: Rounds within the one process of what needs no sockets.
-        records: How many ends a registry knows.
-        pinned: Whether servers have a core of their own, and clients another.
+        orders: How many single orders between nodes are timed.
+        flood: How many orders a burst has that measures throughput and CPU.
+        burst: How many orders a burst has that measures the longest turn of the event loop.
+        calls: Rounds of the measurements without sockets, in one process.
+        records: How many recorded ends a registry has.
+        pinned: Whether servers are pinned to one core, and clients to another.
     """
 
     rounds: int = 5
@@ -59,15 +59,15 @@ class Plan:
 @dataclass(slots=True)
 class Bench:
     """
-    One run.
+    A benchmark run.
 
     Attributes:
         plan: How much is measured.
-        peers: Who is.
-        only: What is.
+        peers: The servers to measure.
+        only: The names of what to measure.
         redis: A Redis server, if there is one.
-        readings: What was read.
-        left_out: Why something was not measured.
+        readings: All figures so far.
+        left_out: What was not measured, and why.
     """
 
     plan: Plan
@@ -79,10 +79,11 @@ class Bench:
 
     def run(self, parts: Mapping[str, tuple[Measure, frozenset[str]]]) -> None:
         """
-        Measure, in turns.
+        Measure all peers, alternating.
 
         Args:
-            parts: What peers take part in: how it is measured, and for which of ``only``.
+            parts: The parts that peers take part in: the function that measures a part, and
+                the names in ``only`` that require it.
         """
         for number in range(self.plan.rounds):
             for part, (measure, wanted_by) in parts.items():
@@ -92,7 +93,7 @@ class Bench:
 
     def try_to(self, part: str, peer: Peer, measure: Measure, number: int) -> None:
         """
-        Measure one peer once; what fails is left out from then on.
+        Measure a part of one peer once; if that fails, leave it out from then on.
         """
         key = f"{part} of {peer.title}"
         if key in self.left_out:
@@ -110,14 +111,14 @@ class Bench:
 
     def note(self, row: str, peer: str, number: int, value: float, size: int = 0) -> None:
         """
-        Keep a figure: of a row and a peer, in a round, with so many sockets.
+        Record a figure of a row and a peer, in a round, with *size* sockets.
         """
         self.readings.append(Reading(row, peer, size, number, value))
 
     @contextmanager
     def serving(self, peer: Peer, *options: str) -> Iterator[tuple[Child, Client]]:
         """
-        Run a server and its clients.
+        Run a server, and the process of its clients.
         """
         with ExitStack() as stack:
             redis = self.redis if peer.clustered else None

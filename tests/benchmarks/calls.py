@@ -1,5 +1,5 @@
 """
-What calls cost: the server's CPU for each, the memory of who has joined, and publishing.
+Measure RPC: the server's CPU per call, the memory of a joined session, and publishing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .peers import Peer
 from .processes import CLIENT, Broken, Child
 
 WARM: Final = 300  # sockets that are open before memory is read
-JOINED: Final = 2_000  # that are opened between two readings
+JOINED: Final = 2_000  # sockets that are opened between two readings
 SUBSCRIBERS: Final = 1_000
 
 
 @contextmanager
 def serving(bench: Bench, peer: Peer) -> Iterator[tuple[Child, Child]]:
     """
-    Run a server, and who calls it.
+    Run a server, and the process of its callers.
     """
     with ExitStack() as stack:
         server = peer.start(pinned=bench.plan.pinned)
@@ -37,14 +37,14 @@ def serving(bench: Bench, peer: Peer) -> Iterator[tuple[Child, Child]]:
 
 def dialect_of(peer: Peer) -> str:
     """
-    Return what is spoken with a peer's server.
+    Return the dialect of a peer's server.
     """
     return "wamp" if "wamp" in peer.name else "wsrpc"
 
 
 def calls(bench: Bench, peer: Peer, number: int) -> None:
     """
-    Call over one connection: with 100 calls in flight, and one after another.
+    Measure calls over one connection: with 100 in flight, and one after another.
     """
     with serving(bench, peer) as (server, caller):
         load = {"port": server.port, "dialect": dialect_of(peer)}
@@ -57,7 +57,7 @@ def calls(bench: Bench, peer: Peer, number: int) -> None:
 
 def joined(bench: Bench, peer: Peer, number: int) -> None:
     """
-    Read what a session that has joined takes above a ``WebSocket`` that only reads.
+    Measure the memory of a joined session, less that of a ``WebSocket`` that only reads.
     """
     sizes = []
     for path, dialect in (("/plain", "plain"), ("/ws", dialect_of(peer))):
@@ -66,7 +66,7 @@ def joined(bench: Bench, peer: Peer, number: int) -> None:
             read = []
             for count in (WARM, JOINED):
                 caller.ask("open", count=count, **sockets)
-                time.sleep(1.0)  # what opening them leaves to do
+                time.sleep(1.0)  # until work left by opening them is done
                 server.ask("collect")
                 read.append(server.memory())
             sizes.append((read[1] - read[0]) / JOINED / 1024)
@@ -75,7 +75,7 @@ def joined(bench: Bench, peer: Peer, number: int) -> None:
 
 def published(bench: Bench, peer: Peer, number: int) -> None:
     """
-    Publish to subscribers, and broadcast the same bytes to as many other sockets.
+    Compare publishing to subscribers with broadcasting the same bytes to as many sockets.
     """
     with serving(bench, peer) as (server, caller):
         for path, dialect in (("/ws", "subscribed"), ("/plain", "plain")):

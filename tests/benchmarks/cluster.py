@@ -1,5 +1,5 @@
 """
-Two nodes and a Redis server: A gives orders for sockets that B has.
+Measure two nodes and a Redis server: node A orders the close of sockets on node B.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAUSE: Final = 0.005  # seconds between two orders that are timed
 
 def cluster(bench: Bench, peer: Peer, number: int) -> None:
     """
-    Time single orders to the frame at the client, then a burst of orders for nobody's
+    Time single orders up to the close frame at the client, then a burst of orders for unknown
     sessions. Nothing is pinned: there are more processes than cores.
     """
     redis = bench.redis
@@ -34,7 +34,7 @@ def cluster(bench: Bench, peer: Peer, number: int) -> None:
         warm, timed = names("warm", 40), names("s", bench.plan.orders)
         peer.visit(client, hearer, [*warm, *timed, "marker", "last"])
         peer.visit(client, giver, ["first"])
-        # Some begin to listen with their first socket.
+        # Some servers subscribe with their first socket.
         peer.connect(client, giver, ["first"], "first")
         groups = {"warm": warm, "timed": timed, "marker": ["marker"], "last": ["last"]}
         for group, sids in groups.items():
@@ -75,10 +75,10 @@ def _burst(
     bench: Bench, peer: Peer, number: int, client: Client, giver: Child, hearer: Child
 ) -> None:
     """
-    Find the longest turn of the event loop of who hears many orders at once.
+    Measure the longest turn of the receiver's event loop during a burst of orders.
 
-    What was there before is collected first: it is the application's, and would be looked at by
-    the first full collection, whoever brings it about.
+    Garbage is collected before: existing objects are the application's, and the next full
+    collection would examine them, no matter what triggers it.
     """
     hearer.ask("collect")
     hearer.ask("longest_turn")

@@ -1,8 +1,8 @@
 """
-An environment for each of those we compare ourselves with, made when it is first needed.
+Environments of the alternatives (Python or Node.js), created when first needed.
 
-They lie in the user's cache folder and are used again by the next run. The predecessor and
-python-socketio get the aiohttp that runs here, so that nothing else differs.
+They are in the user's cache folder, and later runs reuse them. Those with aiohttp get the
+version that is installed here, so that nothing else differs.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ PROGRAMS: Final = Path(__file__).parent  # ``python -m programs.NAME`` is run he
 
 class Unavailable(Exception):
     """
-    Something that a measurement needs is not to be had on this machine.
+    Something that a measurement needs is not available on this machine.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
     """
-    What runs a program.
+    An interpreter that runs a program.
 
     Attributes:
-        command: The beginning of a command line.
-        variables: Environment variables on top of this process's own.
+        command: The beginning of the command line.
+        variables: Environment variables in addition to this process's own.
     """
 
     command: tuple[str, ...]
@@ -74,7 +74,7 @@ def _requirements(name: str) -> list[str]:
 
 def library(folder: Path | None = None) -> Interpreter:
     """
-    Return this Python with the package that lies in *folder*, or the one it imports.
+    Return this Python with the package in *folder*, by default with the one it imports.
     """
     if folder is None:
         spec = importlib.util.find_spec("aiohttp_session_ws")
@@ -89,10 +89,10 @@ def library(folder: Path | None = None) -> Interpreter:
 @cache
 def environment(name: str) -> Interpreter:
     """
-    Return the interpreter of an environment, which is made if there is none yet.
+    Return the interpreter of an environment, which is created if it doesn't exist.
 
     Raises:
-        Unavailable: If it can't be made.
+        Unavailable: If it can't be created.
     """
     wanted = _requirements(name)
     key = hashlib.sha256(" ".join([sys.version, *wanted]).encode()).hexdigest()[:12]

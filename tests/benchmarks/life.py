@@ -1,5 +1,5 @@
 """
-The life of a server: sockets are opened, served, closed one by one, by the session, and all.
+Measure the stages of a server: handshakes, broadcasts, closing of sessions, shutdown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .bench import Bench, Plan
 from .peers import Client, Peer
 from .processes import Broken, Child
 
-#: The stages, each of which may be left out.
+#: The stages; each may be left out.
 STAGES = frozenset({"handshakes", "memory", "broadcast", "close", "shutdown"})
 
 
@@ -25,7 +25,7 @@ def names(base: str, count: int) -> list[str]:
 
 def scaling(bench: Bench, peer: Peer, number: int) -> None:
     """
-    Live through it with a few sockets, with more, and with many.
+    Measure the stages with growing numbers of sockets.
     """
     for size in bench.plan.curve:
         life(bench, peer, number, size)
@@ -33,13 +33,13 @@ def scaling(bench: Bench, peer: Peer, number: int) -> None:
 
 def life(bench: Bench, peer: Peer, number: int, size: int = 0) -> None:
     """
-    Have a server's sockets opened, served, closed one by one, by the session, and all.
+    Measure one server: open sockets, send to them, close some sessions, and shut down.
 
     Args:
         bench: The run.
-        peer: Whose server it is.
+        peer: The peer whose server is measured.
         number: The round.
-        size: How many sockets; as the plan says if 0.
+        size: How many sockets; 0 for the number in the plan.
     """
     curve, size = bool(size), size or bench.plan.sockets
     wanted = STAGES if curve else bench.only
@@ -92,7 +92,7 @@ def broadcast(
     server: Child, client: Client, groups: Sequence[str], size: int
 ) -> Iterator[tuple[str, float]]:
     """
-    Send one text to all, some times.
+    Broadcast a text several times; yield the rows and their medians.
     """
     times, costs = [], []
     for turn in range(4):
@@ -104,7 +104,7 @@ def broadcast(
         ]
         if missing := sum(answer["missing"] for answer in answers):
             raise Broken(f"{missing} sockets didn't get a broadcast")
-        if turn:  # the first one is for warming up
+        if turn:  # the first turn is for warming up
             times.append((max(answer["last"] for answer in answers) - begin) / 1e6)
             costs.append((server.cpu() - cpu) / size)
         time.sleep(0.1)
@@ -121,7 +121,7 @@ def close_some(
     many: int,
 ) -> Iterator[tuple[str, float]]:
     """
-    Close sessions of one socket, then those of many.
+    Close sessions of one socket, then sessions of many; yield the rows and their medians.
     """
     ones = singles[:: max(1, len(singles) // plan.ones)][: plan.ones]
     yield "close-one", closed_each(server, client, "single", "close_sessions", ones, 0.02)
@@ -144,7 +144,7 @@ def closed(
     server: Child, client: Client, group: str, op: str, **arguments: str
 ) -> tuple[float, float]:
     """
-    Have sockets closed, and return the microseconds to the last goodbye and to the first.
+    Close a group of sockets; return the microseconds until the last and the first are closed.
     """
     server.send(op, **arguments)
     answer = client.ask("wait_closed", group=group, timeout=120.0)
@@ -158,7 +158,7 @@ def closed_each(
     server: Child, client: Client, group: str, op: str, sids: Sequence[str], pause: float
 ) -> float:
     """
-    Have sessions closed one by one, and return the microseconds it takes to the goodbye.
+    Close sessions one by one; return the median of the microseconds until each is closed.
     """
     begins: list[int] = server.ask(op, sids=sids, pause=pause)["begins"]
     answer = client.ask("wait_closed", group=group, timeout=20.0, sids=sids)

@@ -1,5 +1,5 @@
 """
-What is measured besides a server's life: idling, echoing, and what needs no sockets.
+Measure idle sockets, echoing, and what needs no sockets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .processes import Broken, Child, progress
 
 def idle(bench: Bench) -> None:
     """
-    Have all servers keep idle sockets at the same time, and read their CPU time.
+    Measure the CPU time of servers with idle sockets, all at the same time.
     """
     with ExitStack() as stack:
         idlers: list[tuple[Peer, Child]] = []
@@ -34,7 +34,7 @@ def idle(bench: Bench) -> None:
                 bench.left_out[f"idle sockets of {peer.title}"] = str(error)
                 continue
             idlers.append((peer, server))
-        time.sleep(10.0)  # what opening them leaves to do
+        time.sleep(10.0)  # until work left by opening them is done
         for number in range(2):
             progress(f"round {number + 1}: {bench.plan.idle:.0f} s of nothing")
             begin = {peer.name: (time.monotonic(), server.cpu()) for peer, server in idlers}
@@ -55,7 +55,7 @@ def _fill(sockets: int, peer: Peer, server: Child, client: Client) -> None:
 
 def echo(bench: Bench, peer: Peer, number: int) -> None:
     """
-    Have 16 sockets echo, with 16 messages under way on each.
+    Measure echoing over 16 sockets, with 16 messages in flight on each.
     """
     options = ["--echo"] if peer.arguments[0] == "programs.app" else []
     with bench.serving(peer, *options) as (server, client):

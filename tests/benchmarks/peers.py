@@ -1,5 +1,5 @@
 """
-Who is measured: how its server is started, and how its clients talk to it.
+The measured servers: how each is started, and how clients connect to it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ ENGINE_IO: Final = "/socket.io/?EIO=4&transport=websocket&session={sid}"
 @dataclass(frozen=True, slots=True)
 class Peer:
     """
-    Something to compare with, or the package.
+    A measured server: of the package, a floor or an alternative.
 
     Attributes:
-        name: What ``--peers`` and the JSON call it.
-        title: What the table calls it.
-        interpreter: What runs its server; called when it is needed.
+        name: Its name in ``--peers`` and in the JSON.
+        title: Its name in the table.
+        interpreter: Returns the interpreter of its server; called when that is needed.
         arguments: The server's command line: a program and its options.
-        parts: What it takes part in.
+        parts: The measurements that it takes part in.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Peer:
     @property
     def clustered(self) -> bool:
         """
-        Whether it is connected to Redis in measurements of one server, too.
+        Whether it uses Redis in measurements of a single server too.
         """
         return self.name.endswith("-redis")
 
     @property
     def speaks_engine_io(self) -> bool:
         """
-        Whether its clients talk Engine.IO.
+        Whether its clients use Engine.IO.
         """
         return self.name.startswith(("sio", "socketio"))
 
@@ -68,7 +68,7 @@ class Peer:
 
     def connect(self, client: Client, server: Child, sids: list[str], group: str) -> Opened:
         """
-        Open a websocket for each session named.
+        Open a websocket for each of the sessions.
         """
         answer = client.ask(
             "connect",
@@ -83,7 +83,7 @@ class Peer:
 
     def visit(self, client: Client, server: Child, sids: list[str]) -> None:
         """
-        Have sessions begun, if they are begun by a page.
+        Begin sessions by loading a page, if the server begins them by one.
         """
         if self.arguments[0] in ("programs.app", "programs.naive_app"):
             client.ask("visit", port=server.port, sids=sids)
@@ -92,12 +92,12 @@ class Peer:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """
-    What became of many handshakes.
+    The result of many handshakes.
 
     Attributes:
         count: How many were accepted.
-        seconds: How long all took.
-        median: Microseconds that one took.
+        seconds: Seconds that all took together.
+        median: Microseconds that one took, by the median.
     """
 
     count: int
@@ -154,10 +154,10 @@ _PEERS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
 
 def all_peers(before: Path | None) -> list[Peer]:
     """
-    Return all of them, floors first.
+    Return all peers, floors first.
 
     Args:
-        before: Where another version of the package lies, to be measured too.
+        before: The folder of another version of the package, to be measured too.
     """
     result = []
     for name, title, where, program, parts in _PEERS:

@@ -1,5 +1,5 @@
 """
-The processes of a measurement: started, asked, read from ``/proc``, and ended.
+The processes of a measurement: how to start, query and kill them, and to read ``/proc``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SERVER, CLIENT = 0, 1  # the core that a process is pinned to
 
 def progress(text: str) -> None:
     """
-    Tell who waits what is going on.
+    Print a line of progress to stderr.
     """
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stderr.flush()
@@ -33,13 +33,13 @@ def progress(text: str) -> None:
 
 class Broken(Exception):
     """
-    A process failed or is gone.
+    A measurement failed, or a process of it has ended.
     """
 
 
 class Readings:
     """
-    What ``/proc`` tells of a process.
+    Reads the CPU time and memory of a process from ``/proc``.
     """
 
     pid: int
@@ -65,7 +65,7 @@ class Readings:
 
     def pin(self, core: int) -> None:
         """
-        Keep it on one core, where there are several.
+        Pin it to one core, if there are several.
         """
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(self.pid, {cores[core % len(cores)]})
@@ -73,12 +73,12 @@ class Readings:
 
 class Child(Readings):
     """
-    A process that answers JSON lines (see :mod:`tests.benchmarks.programs.control`).
+    A process controlled by JSON lines (see :mod:`tests.benchmarks.programs.control`).
 
     Args:
         command: The command line.
-        variables: Environment variables on top of ours.
-        folder: Where it runs.
+        variables: Environment variables in addition to ours.
+        folder: Its working directory.
     """
 
     def __init__(self, command: Sequence[str], variables: dict[str, str], folder: Path) -> None:
@@ -97,7 +97,7 @@ class Child(Readings):
 
     def send(self, op: str, **arguments: object) -> None:
         """
-        Ask for something; :meth:`answer` waits for it.
+        Send a request; :meth:`answer` waits for its answer.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
@@ -108,7 +108,7 @@ class Child(Readings):
         Return the next answer.
 
         Raises:
-            Broken: If there is none.
+            Broken: If there is none in time, or it reports an error.
         """
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
@@ -128,7 +128,7 @@ class Child(Readings):
 
     def ask(self, op: str, **arguments: object) -> dict[str, Any]:
         """
-        Ask for something and wait for it.
+        Send a request, and return its answer.
         """
         self.send(op, **arguments)
         return self.answer()
@@ -152,10 +152,10 @@ class Child(Readings):
 
 class RedisServer(Readings):
     """
-    A Redis server that keeps nothing.
+    A Redis server without persistence.
 
     Attributes:
-        port: Where it listens.
+        port: The port that it listens on.
     """
 
     def __init__(self, program: str, folder: str) -> None:
@@ -171,7 +171,7 @@ class RedisServer(Readings):
 
     def flush(self) -> None:
         """
-        Forget all: what one peer recorded is not to meet the next.
+        Delete all data: the records of one peer must not affect the next.
         """
         with socket.create_connection((HOST, self.port)) as sock:
             sock.sendall(b"FLUSHALL\r\n")
@@ -191,7 +191,7 @@ class RedisServer(Readings):
 @contextlib.contextmanager
 def redis_server() -> Iterator[RedisServer | None]:
     """
-    Run a Redis server, where there is one.
+    Run a Redis server, if one is installed.
     """
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:

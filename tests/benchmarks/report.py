@@ -1,5 +1,5 @@
 """
-The table on stdout, and the same as JSON.
+Format the figures: as a table for stdout, and as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .rows import CURVES, ROWS, Row, Summary, sizes, summarize
 
 def number(value: float) -> str:
     """
-    Return a figure with three digits or so.
+    Format a figure with about three digits.
     """
     if abs(value) >= 100:
         return f"{value:,.0f}"
@@ -75,7 +75,7 @@ def _curve(bench: Bench, row: Row, titles: Mapping[str, str]) -> Iterator[str]:
 
 def as_json(bench: Bench) -> str:
     """
-    Return all figures, and what they were read on.
+    Return all figures as JSON, with the machine and the versions they were measured on.
     """
     packages = ("aiohttp", "aiohttp-session", "redis", "hiredis")
     versions = {}

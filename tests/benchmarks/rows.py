@@ -1,5 +1,5 @@
 """
-The rows of the table, and what was read for them.
+The rows of the table, their readings, and summaries of these.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final
 @dataclass(frozen=True, slots=True)
 class Row:
     """
-    One thing that is measured.
+    A measured quantity.
 
     Attributes:
-        key: What JSON calls it.
-        title: What the table calls it; ``{n}`` is the number of sockets.
-        unit: Of the figures.
-        floor: The peer that the ratio is to; empty if the figure is compared already.
-        goal: What the project has set itself.
+        key: Its name in the JSON.
+        title: Its name in the table; ``{n}`` is the number of sockets.
+        unit: The unit of the figures.
+        floor: The peer that ratios are to; empty if the figures stand alone.
+        goal: The project's own goal.
     """
 
     key: str
@@ -49,11 +49,11 @@ class Summary:
     All rounds of one peer in one row.
 
     Attributes:
-        median: The middle figure.
-        ratio: The middle of the ratios to the floor of the same round; ``None`` without.
-        low: The least of these ratios, or of the figures.
-        high: The greatest.
-        rounds: How many there were.
+        median: The median of the figures.
+        ratio: The median of the ratios to the floor of the same round; ``None`` without a floor.
+        low: The least of these ratios; without a floor, of the figures.
+        high: The greatest of them.
+        rounds: How many rounds were measured.
     """
 
     median: float
@@ -97,7 +97,7 @@ ROWS: Final[Sequence[Row]] = (
     Row("joined-memory", "memory of who has joined, above a WebSocket", "KiB", "", "<= 4, 3"),
     Row("publish", "publish to {n}, to broadcast() of the same", "x", "", "<= 1.2"),
 )
-#: Cost per operation at growing numbers of sockets; their readings are of ``curve:KEY``.
+#: Costs per operation, also measured at growing numbers of sockets: as row ``curve:KEY``.
 CURVES: Final = (
     *("next-handshake-cpu", "memory", "broadcast-cpu"),
     *("close-one", "close-many-cpu", "shutdown-cpu"),
@@ -115,7 +115,7 @@ def summarize(
     readings: Sequence[Reading], row: str, floor_name: str, size: int
 ) -> dict[str, Summary]:
     """
-    Return what each peer's rounds come to, in the order in which they were measured.
+    Summarize the rounds of each peer, in the order in which peers were measured.
     """
     values: dict[str, dict[int, float]] = {}
     for one in readings:

@@ -1,11 +1,11 @@
 """
-What Redis has to do for many nodes: measured by stand-ins for them, and computed for any number.
+Measure the load that many nodes put on Redis, with simulated nodes.
 
-``python -m tests.benchmarks.scale`` starts a Redis server and as many bare connections as there
-are nodes, which send what nodes send, by the package's own scripts, and drop what they hear. It
-reads the server's CPU, commands and what it writes to sockets alike, and tells which share of one
-core orders, heartbeats and rounds take in steady state, and what a blip costs in which all nodes
-lose their subscriptions at once.
+``python -m tests.benchmarks.scale`` starts a Redis server and two bare connections for each node:
+one runs the package's own scripts as a node does, one subscribes and drops all messages. It
+measures the server's CPU time, of commands and of writes to sockets, and computes which share of
+one core orders, heartbeats and rounds take in steady state, and what a blip costs in which all
+nodes lose their subscriptions at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from aiohttp_session_ws.redis.rows import Shape
 from .processes import HOST, RedisServer, progress, redis_server
 
 TAG: Final = "{p}:"
-KEYS: Final = 4  # that are looked up for a socket: of its lineage, its id (two), its identity
+KEYS: Final = 4  # looked up for a socket: of its lineage, its id (two), its identity
 CHUNK: Final = 1000  # keys in one MGET
 JITTER: Final = 0.001  # seconds that an order may be later than its tick
 ENDS: Final = Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=2_592_000.0)
@@ -60,14 +60,14 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """
-        Tell that it was cut.
+        Resolve ``lost``.
         """
         if not self.lost.done():
             self.lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """
-        Give answers to who waits for them; drop messages.
+        Resolve the futures of commands with their replies; drop messages.
         """
         if self._deaf:
             return
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
 
     def call(self, *args: Argument) -> asyncio.Future[Any]:
         """
-        Send a command.
+        Send a command; return the future of its reply.
         """
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
@@ -87,14 +87,14 @@ class Connection(asyncio.Protocol):
 
     async def listen(self, channel: str) -> None:
         """
-        Subscribe, and look at nothing that comes.
+        Subscribe, and ignore all data that follows.
         """
         _ = await self.call("SUBSCRIBE", channel)
         self._deaf = True
 
     def close(self) -> None:
         """
-        Hang up.
+        Close the connection.
         """
         self._transport.close()
 
@@ -112,16 +112,16 @@ async def connect(redis: RedisServer) -> Connection:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """
-    Microseconds of Redis' CPU.
+    CPU time of the Redis server, in microseconds.
 
     Attributes:
-        order: For one order, given alone and heard by all nodes.
-        ticked: For one order of those that some nodes give at the same tick.
-        rush: For one order of a node's row of a hundred.
+        order: For one order, sent alone and received by all nodes.
+        ticked: For one order, if several nodes send one at the same tick.
+        rush: For one order, if a node sends a hundred in one message.
         beat: For a heartbeat.
-        find: For a step of reading what was missed, :data:`AT_ONCE` records at most.
+        find: For a step of reading missed records, :data:`AT_ONCE` at most.
         look: For the look-up of one socket.
-        connect: For a subscription that is made anew.
+        connect: For a new connection that subscribes.
     """
 
     order: float
@@ -135,11 +135,11 @@ class Cost:
 
 class Stage:
     """
-    A Redis server and its nodes.
+    A Redis server and its simulated nodes.
 
     Args:
         redis: The server.
-        nodes: How many nodes.
+        nodes: The number of nodes.
     """
 
     def __init__(self, redis: RedisServer, nodes: int) -> None:
@@ -163,13 +163,13 @@ class Stage:
 
     def run(self, node: int, script: Script, *args: Argument) -> asyncio.Future[Any]:
         """
-        Have a node run a script.
+        Run a script on the connection of a node.
         """
         return self.senders[node].call("EVALSHA", script.digest, *args)
 
     async def order(self, size: int = 1) -> None:
         """
-        Have some node give an order, or more at once.
+        Send an order from a random node, or several in one message.
         """
         node = random.randrange(self.nodes)
         ended = [
@@ -182,14 +182,14 @@ class Stage:
 
     async def beat(self) -> None:
         """
-        Have some node give a sign of life.
+        Send a heartbeat from a random node.
         """
         node = random.randrange(self.nodes)
         _ = await self.run(node, HEARTBEAT, 1, TAG, f"node{node}/abcdef01", "1", "epoch")
 
     async def find(self) -> None:
         """
-        Have some node read what it has missed.
+        Read the latest records, as missed ones, from a random node.
         """
         last = next(self._count) - 1
         node, first = random.randrange(self.nodes), max(1, last - AT_ONCE)
@@ -197,14 +197,14 @@ class Stage:
 
     async def look(self) -> None:
         """
-        Have some node look up some of its sockets.
+        Look up the keys of some sockets, from a random node.
         """
         keys = [f"{TAG}end:id:{number}" for number in range(CHUNK)]
         _ = await self.senders[random.randrange(self.nodes)].call("MGET", *keys)
 
     async def reconnect(self) -> None:
         """
-        Have some node make its subscription anew.
+        Replace the subscription of the first node in the list by a new one.
         """
         self.listeners.pop(0).close()
         self.listeners.append(await connect(self.redis))
@@ -212,7 +212,7 @@ class Stage:
 
     async def cpu_of(self, act: Callable[[], Awaitable[None]], times: int) -> float:
         """
-        Return the microseconds of Redis' CPU that something takes: the least of five series.
+        Return Redis' CPU time of one *act*, in microseconds: the least of five series.
         """
         series = []
         for _ in range(5):
@@ -224,10 +224,10 @@ class Stage:
 
     async def measure(self, together: int) -> Cost:
         """
-        Measure all that nodes do, each for itself.
+        Measure each operation of nodes separately.
 
         Args:
-            together: How many nodes give an order at the same tick.
+            together: How many nodes send an order at the same tick.
         """
 
         async def late() -> None:
@@ -255,14 +255,14 @@ class Stage:
 
 def report(cost: Cost, nodes: int, sockets: int, orders: float, blip: float) -> list[str]:
     """
-    Return what the costs come to.
+    Return the lines of a report.
 
     Args:
-        cost: What was measured, with so many nodes.
-        nodes: How many nodes.
-        sockets: How many sockets each has.
-        orders: How many orders all give in a second.
-        blip: Seconds that all nodes hear nothing.
+        cost: The costs, measured with this number of nodes.
+        nodes: The number of nodes.
+        sockets: The number of sockets of each node.
+        orders: The number of orders of all nodes per second.
+        blip: Seconds in which no node receives anything.
     """
     beats = nodes / (0.85 * PULSE)
     looks = nodes * sockets / (0.9 * ROUND)
@@ -292,7 +292,7 @@ def report(cost: Cost, nodes: int, sockets: int, orders: float, blip: float) -> 
 
 def main() -> None:
     """
-    Measure, compute, and tell.
+    Measure, and print a report for each number of nodes.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scale", description=__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[10, 100])

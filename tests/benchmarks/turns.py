@@ -1,5 +1,7 @@
 """
-The longest turn of a server's event loop while many sockets are closed: others wait for so long.
+Measure a server's longest turn of the event loop while many sockets are closed.
+
+All other work waits for that long.
 """
 
 from __future__ import annotations
@@ -11,12 +13,12 @@ from .life import closed, names
 from .peers import Client, Peer
 from .processes import Broken, Child
 
-SETTLED = 2.0  # seconds after which no handler runs any more
+SETTLED = 2.0  # seconds until all handlers have ended
 
 
 def turns(bench: Bench, peer: Peer, number: int) -> None:
     """
-    Have an identity ended that has many sessions of one socket each, and then a session of many.
+    End an identity with many sessions of one socket each, then close one session of many.
     """
     size = bench.plan.sockets
     with bench.serving(peer, "--turns", "--identify") as (server, client):
@@ -34,10 +36,10 @@ def turns(bench: Bench, peer: Peer, number: int) -> None:
 
 def _longest_turn(server: Child, client: Client, group: str, op: str) -> int:
     """
-    Close a group of sockets, and return the nanoseconds of CPU of the longest turn meanwhile.
+    Close a group of sockets; return the CPU time of the longest turn meanwhile, in nanoseconds.
 
-    What was there before is collected first: it would be looked at by the next full collection,
-    whoever brings it about.
+    Garbage is collected before: the next full collection would examine existing objects, no
+    matter what triggers it.
     """
     server.ask("collect")
     time.sleep(0.5)

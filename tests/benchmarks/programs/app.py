@@ -1,9 +1,9 @@
 """
-aiohttp: bare, with a registry of one's own, or with the package, of any version.
+A server on aiohttp: alone, or with any version of the package.
 
-The mode ``bare`` keeps a dictionary of sets and closes with ``gather()``, as one does without a
-package. The others differ in what a handler is: ``session_ws``, a ``websocket_handler`` with
-its ``WebSocket``, or a ``WebSocketView``.
+The mode ``bare`` keeps a dictionary of sets and closes with ``gather()``, as one does without
+the package. The other modes differ in the kind of handler: ``session_ws``, a
+``websocket_handler`` with its ``WebSocket``, or a ``WebSocketView``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ID: Final = "aiohttp_session_ws_id"
 
 class Turns(selectors.EpollSelector):
     """
-    A selector that measures how much CPU each turn of its event loop takes.
+    A selector that measures the CPU time of each turn of its event loop.
 
     Attributes:
-        longest: Nanoseconds of the longest turn.
+        longest: CPU time of the longest turn, in nanoseconds.
     """
 
     def __init__(self) -> None:
@@ -52,14 +52,14 @@ class App(Control):
     The server.
 
     Args:
-        mode: What a handler is.
+        mode: The kind of handler.
         echo: Whether messages are sent back.
-        redis: The port of a Redis server.
-        order: The registry's method that closes a session everywhere.
+        redis: The port of a Redis server; ``None`` for a single node.
+        order: The registry's method that closes a session on all nodes.
         identify: Whether all sessions belong to one identity.
 
     Attributes:
-        turns: Measures the turns of the event loop, if that is wanted.
+        turns: Measures the turns of the event loop, if requested.
     """
 
     turns: Turns | None = None
@@ -96,7 +96,7 @@ class App(Control):
 
     async def visit(self, request: web.Request) -> web.Response:
         """
-        Log a visitor in, as a page does before its websocket.
+        Log a visitor in, as a page does before it opens its websocket.
         """
         session = await aiohttp_session.get_session(request)
         session["user"] = request.query["sid"]
@@ -120,7 +120,7 @@ class App(Control):
 
     def bare_handler(self) -> Any:
         """
-        Return what one writes with aiohttp alone.
+        Return a handler as one writes it with aiohttp alone.
         """
 
         async def serve(request: web.Request) -> web.WebSocketResponse:
@@ -216,7 +216,7 @@ class App(Control):
 
     async def broadcast(self, text: str) -> None:
         """
-        Send to all by the registry, if it can, else one by one.
+        Send to all sockets: by the registry, if it can broadcast, else one by one.
         """
         if hasattr(self._registry, "broadcast"):
             await self._registry.broadcast(text)
@@ -240,7 +240,7 @@ class App(Control):
 
     async def op_longest_turn(self) -> Answer:
         """
-        Return the nanoseconds of CPU of the longest turn since last asked.
+        Return the CPU time of the longest turn since the last request, in nanoseconds.
         """
         assert self.turns is not None, "started without --turns"
         longest, self.turns.longest = self.turns.longest, 0
@@ -254,7 +254,7 @@ class App(Control):
 
     async def serve(self) -> None:
         """
-        Serve for ever.
+        Serve until the process is killed.
         """
         self._runner = web.AppRunner(self._app, access_log=None)
         await self._runner.setup()

@@ -1,7 +1,7 @@
 """
-Who calls: one process whose handshakes and frames are made by hand.
+The RPC clients, in one process; handshakes and frames are built by hand.
 
-It takes a JSON line on stdin for each of :data:`OPS` and answers with one on stdout.
+It reads a JSON line from stdin for each of :data:`OPS`, and answers with one on stdout.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Final
 from .control import HOST, Answer, emit
 
 HELLO: Final = b'[1,"r",{"roles":{"caller":{}}}]'
-#: Per dialect: what asks for it, what is said first and how its answer begins, what a call is,
-#: and what is in each answer.
+#: Per dialect: the subprotocol, the opening messages with the beginnings of their answers, a
+#: call, and a text that each result contains.
 DIALECTS: Final[dict[str, tuple[str, tuple[tuple[bytes, bytes], ...], bytes, bytes]]] = {
     "plain": ("", (), b"", b""),
     "wsrpc": ("", (), b'{"id":%d,"method":"add","params":[2,3]}', b'"result":5'),
@@ -37,7 +37,7 @@ def frame(payload: bytes) -> bytes:
 
 def payloads(data: bytes) -> tuple[list[bytes], bytes]:
     """
-    Return what whole text frames have, and the rest.
+    Return the payloads of complete text frames, and the remaining bytes.
     """
     found = []
     while len(data) >= 2:
@@ -54,7 +54,7 @@ def payloads(data: bytes) -> tuple[list[bytes], bytes]:
 
 def connect(port: int, path: str, dialect: str) -> tuple[socket.socket, bytes]:
     """
-    Open a websocket, and join; return it, and what came behind.
+    Open a websocket, and join; return the socket, and what it has received after that.
     """
     protocol, opening, *_ = DIALECTS[dialect]
     sock = socket.create_connection((HOST, port))
@@ -90,7 +90,7 @@ class Caller:
 
     def op_open(self, port: int, path: str, dialect: str, count: int) -> Answer:
         """
-        Open sockets that stay; those of wsrpc answer their first ping.
+        Open sockets, and keep them open; those of wsrpc answer their first ping.
         """
         opened = [connect(port, path, dialect) for _ in range(count)]
         if dialect == "wsrpc":
@@ -103,7 +103,7 @@ class Caller:
 
     def op_call(self, port: int, dialect: str, in_flight: int, seconds: float) -> Answer:
         """
-        Call, and for each answer once more.
+        Call repeatedly, a new call for each result; return the number of results.
         """
         *_, call, contained = DIALECTS[dialect]
         sock, rest = connect(port, "/ws", dialect)
@@ -119,7 +119,7 @@ class Caller:
             for answer in found:
                 if contained in answer.replace(b" ", b""):
                     due += 1
-                else:  # a ping of wsrpc's
+                else:  # a ping of wsrpc
                     assert b'"ping"' in answer, answer
                     ping = json.loads(answer)
                     pong = {"id": ping["id"], "result": ping["params"]}

@@ -1,9 +1,8 @@
 """
-One procedure, ``add(a, b)``, served by several: bare, by this package, and by what one would use
-instead.
+Servers of one procedure, ``add(a, b)``: a floor, this package, and alternatives.
 
-The floor is what calls need at least: aiohttp, msgspec, and a task for each message. The package
-also serves a topic, ``news``, and at ``/plain`` a ``WebSocket`` that only reads.
+The floor is the least that calls need: aiohttp, msgspec, and a task for each message. The
+package also serves a topic, ``news``, and at ``/plain`` a ``WebSocket`` that only reads.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from aiohttp import web
 from .control import BACKLOG, HOST, Answer, Control
 
 EVENT: Final = ("hello world", 12345)
-#: What an event of that is, with the numbers that it has at most.
+#: The WAMP message of that event, with ids of the greatest length.
 TEXT: Final = '[36,4503599627370496,4503599627370496,{},["hello world",12345]]'
 
 
 def floor(app: web.Application) -> None:
     """
-    Serve with as little as calls can be.
+    Serve calls with as little work as possible.
     """
     import msgspec
     from aiohttp import WSMsgType
@@ -95,7 +94,7 @@ class Calls(Control):
     The server.
 
     Args:
-        kind: By what it serves.
+        kind: The implementation that serves.
     """
 
     def __init__(self, kind: str) -> None:
@@ -134,7 +133,7 @@ class Calls(Control):
             async for _ in ws:
                 pass
 
-        # No ping of wsrpc's comes while memory is read.
+        # No ping of wsrpc is sent while memory is measured.
         self._calls = rpc.Application(limits=rpc.CallLimits(ping=600.0, silence=600.0))
         self._calls.default.add_rpc_routes(routes)
         aiohttp_session.setup(app, aiohttp_session.SimpleCookieStorage())
@@ -145,7 +144,7 @@ class Calls(Control):
 
     async def op_publish(self, turns: int) -> Answer:
         """
-        Publish, and broadcast the same bytes, in turns; return the CPU seconds of each.
+        Publish and broadcast the same bytes alternately; return the CPU seconds of each.
         """
         seconds: dict[str, list[float]] = {"publish": [], "broadcast": []}
         delivery: Any = None
@@ -162,7 +161,7 @@ class Calls(Control):
 
     async def serve(self) -> None:
         """
-        Serve for ever.
+        Serve until the process is killed.
         """
         runner = web.AppRunner(self._app, access_log=None)
         await runner.setup()

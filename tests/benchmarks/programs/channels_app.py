@@ -1,5 +1,5 @@
 """
-Django Channels under uvicorn. A session is a group.
+A server on Django Channels and uvicorn; each session is a group.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Channels(Control):
 
     async def close_session(self, sid: str) -> None:
         """
-        Tell a group to close.
+        Send the event to close to a session's group.
         """
         await self._tell(f"s_{sid}", type="force.close")
 
@@ -55,20 +55,20 @@ class Channels(Control):
 
     async def shutdown(self) -> None:
         """
-        Have uvicorn close all, as it does on SIGTERM.
+        Have uvicorn close all sockets, as it does on SIGTERM.
         """
         self._server.should_exit = True
         await self._served
 
     async def broadcast(self, text: str) -> None:
         """
-        Tell the group of everybody.
+        Send a text to the group of all sockets.
         """
         await self._tell("everyone", type="force.send", text=text)
 
     async def serve(self) -> None:
         """
-        Serve for ever.
+        Serve until the process is killed.
         """
         self._served = asyncio.create_task(self._server.serve())
         while not self._server.started:
@@ -79,7 +79,7 @@ class Channels(Control):
 
 def make_consumer(server: Channels) -> Any:
     """
-    Return the consumer of a server.
+    Return the consumer class of a server.
     """
 
     class Consumer(AsyncWebsocketConsumer):

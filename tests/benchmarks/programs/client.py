@@ -1,7 +1,7 @@
 """
-The clients: one process, one epoll loop, handshakes made by hand.
+The websocket clients: one process with one epoll loop, and handshakes built by hand.
 
-It takes a JSON line on stdin for each of :data:`OPS` and answers with one on stdout; all
+It reads a JSON line from stdin for each of :data:`OPS`, and answers with one on stdout; all
 times are ``time.monotonic_ns()``. Websockets of a *group* are opened, waited for and dropped
 together. A client answers close frames and pings, as browsers do.
 """
@@ -35,7 +35,7 @@ now = time.monotonic_ns
 
 class Socket:
     """
-    One websocket, with the times of what happened to it; 0 for what hasn't.
+    One websocket, with the times of its events; 0 until they happen.
     """
 
     __slots__ = (
@@ -48,7 +48,7 @@ class Socket:
         self.request = request
         self.dialect = dialect
         self.buffer = b""
-        self.head = False  # the answer to the handshake has come
+        self.head = False  # whether the response's headers are complete
         self.opened = self.closed = self.left = self.ended = self.received = self.messages = 0
         self.sock = socket.socket()
         self.sock.setblocking(False)
@@ -59,7 +59,7 @@ class Socket:
 
     def frames(self) -> Iterable[tuple[int, bytes]]:
         """
-        Take whole frames out of the buffer: opcode and payload.
+        Take complete frames out of the buffer; yield opcode and payload.
         """
         while len(self.buffer) >= 2:
             length, offset = self.buffer[1] & 0x7F, 2
@@ -76,14 +76,14 @@ class Socket:
 
     def send(self, data: bytes) -> None:
         """
-        Send a few bytes, if the server still listens.
+        Send a few bytes; ignore a closed connection.
         """
         with contextlib.suppress(OSError):
             self.sock.send(data)
 
     def gone(self) -> int:
         """
-        Return when the server said goodbye.
+        Return when the server closed the websocket, 0 if it hasn't.
         """
         return self.left or self.closed or self.ended
 
@@ -100,7 +100,7 @@ class Client:
         self._cookies: dict[str, str] = {}
         self._opening = 0  # handshakes under way
 
-    # -- What the parent asks for --
+    # -- Requests of the parent --
 
     def op_visit(self, port: int, sids: list[str]) -> Answer:
         """
@@ -142,7 +142,7 @@ class Client:
         concurrency: int,
     ) -> Answer:
         """
-        Open a websocket for each session named.
+        Open a websocket for each of the sessions.
         """
         waiting = deque(sids)
         done: list[Socket] = []
@@ -172,7 +172,7 @@ class Client:
 
     def op_wait_closed(self, group: str, timeout: float, sids: list[str] | None = None) -> Answer:
         """
-        Wait until the server has said goodbye to all of a group, or to some sessions of it.
+        Wait until the server has closed all sockets of a group, or of some of its sessions.
         """
         waiting = [one for one in self._groups[group] if one.opened]
         if sids is not None:
@@ -191,13 +191,13 @@ class Client:
 
     def op_closed(self, group: str) -> Answer:
         """
-        Return when the server said goodbye to each session of a group.
+        Return when the server closed each session of a group.
         """
         return {"closed": {one.sid: one.gone() for one in self._groups[group] if one.opened}}
 
     def op_wait_messages(self, group: str, timeout: float) -> Answer:
         """
-        Wait until each of a group has had one more message than the last time.
+        Wait until each socket of a group has received a message since the last such request.
         """
         waiting = [one for one in self._groups[group] if one.opened and not one.gone()]
         everybody, deadline = list(waiting), time.monotonic() + timeout
@@ -210,10 +210,10 @@ class Client:
 
     def op_echo(self, group: str, size: int, in_flight: int, seconds: float) -> Answer:
         """
-        Send messages and, for each that is back, another one.
+        Send messages, and another one for each that is echoed; return their number.
         """
         frame = bytes([0x81, 0x80 | size]) + bytes(4) + b"x" * size  # masked with zeros
-        back = len(frame) - 4  # a server masks nothing
+        back = len(frame) - 4  # a server's frames have no mask
         sockets = {one.sock.fileno(): one for one in self._groups[group] if one.opened}
         begin, count = now(), 0
         end = begin + int(seconds * 1e9)
@@ -232,7 +232,7 @@ class Client:
 
     def op_drop(self, group: str) -> Answer:
         """
-        Reset all connections of a group, which leaves no port behind in TIME_WAIT.
+        Reset all connections of a group, which leaves no port in TIME_WAIT.
         """
         for one in self._groups.pop(group, []):
             if one.sock.fileno() >= 0:
@@ -241,7 +241,7 @@ class Client:
                 self._end(one)
         return {}
 
-    # -- What happens --
+    # -- Events of sockets --
 
     def _connect(self, port: int, one: Socket) -> Socket:
         self._opening += 1
@@ -313,11 +313,11 @@ class Client:
 
     def _end(self, one: Socket) -> None:
         self._sockets.pop(one.sock.fileno(), None)
-        one.sock.close()  # which takes it out of epoll
+        one.sock.close()  # also removes it from epoll
 
     def serve(self) -> None:
         """
-        Do what the parent asks for, and in between what the servers ask for.
+        Process the requests of the parent, and between them the frames of the servers.
         """
         os.set_blocking(0, False)
         self._epoll.register(0, select.EPOLLIN)

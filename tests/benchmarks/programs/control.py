@@ -1,5 +1,5 @@
 """
-A channel to the process that measures: JSON lines on stdin and stdout.
+The control channel of a measured server: JSON lines on stdin and stdout.
 
 A request ``{"op": "close_session", "sid": "s1"}`` calls the method ``op_close_session(sid="s1")``,
 whose dictionary is the answer. Times are ``time.monotonic_ns()``, one clock for all processes
@@ -27,7 +27,7 @@ now = time.monotonic_ns
 
 def emit(answer: Answer) -> None:
     """
-    Write one line.
+    Write an answer as one line.
     """
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
@@ -35,10 +35,10 @@ def emit(answer: Answer) -> None:
 
 class Control:
     """
-    A server that can be asked.
+    A server that answers requests on its control channel.
 
     Attributes:
-        open: How many sockets are open; the subclass counts.
+        open: How many sockets are open, counted by the subclass.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Control:
 
     def listen(self, port: int) -> None:
         """
-        Say that the server is ready, and answer from now on.
+        Report that the server is ready, and answer requests from now on.
         """
         os.set_blocking(0, False)
         asyncio.get_running_loop().add_reader(0, self._readable)
@@ -57,7 +57,7 @@ class Control:
     def _readable(self) -> None:
         data = os.read(0, 1 << 20)
         if not data:
-            os._exit(0)  # whoever measured is gone
+            os._exit(0)  # the parent has ended
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             task = asyncio.get_running_loop().create_task(self._answer(json.loads(line)))
@@ -86,7 +86,7 @@ class Control:
 
     async def op_close_session(self, sid: str) -> Answer:
         """
-        Close the sockets of a session that this process has.
+        Close the sockets of a session in this process.
         """
         begin = now()
         await self.close_session(sid)
@@ -111,13 +111,13 @@ class Control:
 
     async def op_close_sessions(self, sids: list[str], pause: float) -> Answer:
         """
-        Close the sockets of sessions that this process has, one session after another.
+        Close the sockets of sessions in this process, one session after another.
         """
         return await self._each(self.close_session, sids, pause)
 
     async def op_orders(self, sids: list[str], pause: float) -> Answer:
         """
-        Have the sockets of sessions closed wherever they are, one order after another.
+        Order the close of sessions on all processes, one order after another.
         """
         return await self._each(self.order, sids, pause)
 
@@ -133,8 +133,8 @@ class Control:
 
     async def op_flood(self, count: int, marker: str, name: str = "nobody") -> Answer:
         """
-        Give orders for sessions that nobody has, then one for *marker*: when its socket
-        is closed, all before it have been dealt with.
+        Give orders for sessions that don't exist, then one for *marker*: when its socket
+        is closed, all orders before it have been processed.
         """
         numbers = iter(range(count))
 
@@ -149,7 +149,7 @@ class Control:
 
     async def close_session(self, sid: str) -> None:
         """
-        Close the sockets of a session on this process.
+        Close a session's sockets in this process.
         """
         raise NotImplementedError
 
@@ -167,6 +167,6 @@ class Control:
 
     async def order(self, sid: str) -> None:
         """
-        Have the sockets of a session closed on every process.
+        Order the close of a session's sockets on all processes.
         """
         raise NotImplementedError

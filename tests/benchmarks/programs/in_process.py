@@ -1,7 +1,7 @@
 """
-What needs no sockets: the middleware, registering by hand, and ends beside many ends.
+Measurements without sockets: the middleware, registering by hand, and ends beside many ends.
 
-Floor and package are measured in turns in one process; what is printed is JSON.
+Floor and package are measured alternately in one process; the results are printed as JSON.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from aiohttp_session_ws import SessionWSRegistry
 from .control import emit
 
 CALLS: Final = 500  # in a row
-now = time.process_time_ns  # what other processes do is not ours
+now = time.process_time_ns  # CPU time of this process alone
 
 
 def median(values: list[float]) -> float:
     """
-    Return the middle one.
+    Return the median, of an even number the upper one.
     """
     return sorted(values)[len(values) // 2]
 
 
 def per_call(work: Callable[[], object], calls: int) -> float:
     """
-    Return the nanoseconds that one of *calls* takes, without the garbage collector.
+    Return the nanoseconds that each of *calls* takes, without the garbage collector.
     """
     gc.collect()
     gc.disable()
@@ -52,7 +52,7 @@ def per_call(work: Callable[[], object], calls: int) -> float:
 
 def drive(coroutine: Coroutine[Any, Any, object]) -> object:
     """
-    Run a coroutine that has nothing to wait for, without an event loop's own cost.
+    Run a coroutine that never suspends, without the cost of an event loop.
     """
     try:
         coroutine.send(None)
@@ -63,7 +63,7 @@ def drive(coroutine: Coroutine[Any, Any, object]) -> object:
 
 class OneSession(aiohttp_session.AbstractStorage):
     """
-    A storage of one session, which costs next to nothing.
+    A storage of one session, with almost no cost.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class OneSession(aiohttp_session.AbstractStorage):
 
     async def load_session(self, request: web.Request) -> aiohttp_session.Session:
         """
-        Return the session, as a cookie would bring it.
+        Return the session as if it were loaded from a cookie.
         """
         held: aiohttp_session.SessionData = {"created": int(time.time()), "session": self._data}
         return aiohttp_session.Session(None, data=held, new=not self._data)
@@ -84,7 +84,7 @@ class OneSession(aiohttp_session.AbstractStorage):
         session: aiohttp_session.Session,
     ) -> None:
         """
-        Keep what is in it.
+        Keep the data of the session.
         """
         self._data = dict(session)
 
@@ -99,7 +99,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
 
 async def log_in(request: web.Request) -> web.StreamResponse:
     """
-    Make the session one that somebody has.
+    Store a user in the session.
     """
     (await aiohttp_session.get_session(request))["user"] = "me"
     return web.Response()
@@ -122,7 +122,7 @@ async def running() -> AsyncIterator[tuple[web.Application, Any]]:
 
 async def middleware(app: web.Application, rounds: int) -> dict[str, float]:
     """
-    Measure what the middleware adds to a request of a session that has been here before.
+    Measure what the middleware adds to a request of an existing session.
     """
     session = aiohttp_session.session_middleware(OneSession())
     package = aiohttp_session_ws.session_ws_middleware
@@ -130,7 +130,7 @@ async def middleware(app: web.Application, rounds: int) -> dict[str, float]:
     def chain(handler: Handler) -> Handler:
         return partial(session, handler=partial(package, handler=handler))
 
-    protocol = mock.Mock(transport=None)  # clones share it; a mock's own would be timed along
+    protocol = mock.Mock(transport=None)  # clones share it; a mock for each would be timed too
     request = make_mocked_request("GET", "/", app=app, protocol=protocol)
     await chain(log_in)(request.clone())
     arms: list[Handler] = [partial(session, handler=answer), chain(answer)]
@@ -152,7 +152,7 @@ async def middleware(app: web.Application, rounds: int) -> dict[str, float]:
 
 class Floor:
     """
-    The simplest thing that finds sockets by an id.
+    The simplest registry that finds sockets by an id.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class Floor:
 
     def unregister(self, session_ws_id: str, ws: object) -> None:
         """
-        Take a socket out.
+        Remove a socket.
         """
         sockets = self._sockets[session_ws_id]
         sockets.discard(ws)
@@ -176,7 +176,7 @@ class Floor:
 
 async def register(registry: Any, rounds: int) -> dict[str, dict[str, float]]:
     """
-    Measure what it costs to register by hand, each socket under an id of its own.
+    Measure registering by hand, each socket under an id of its own.
     """
     ids = [f"{number:032x}" for number in range(CALLS)]
     sockets = [web.WebSocketResponse() for _ in ids]
@@ -202,7 +202,7 @@ async def register(registry: Any, rounds: int) -> dict[str, dict[str, float]]:
 
 async def ends(registry: Any, records: int) -> dict[str, float]:
     """
-    Measure an end in a registry that knows 1,000 others, and one that knows *records*.
+    Measure an end in a registry that has recorded 1,000 others, and *records* others.
     """
     costs: dict[str, float] = {}
     known = 0
@@ -221,7 +221,7 @@ async def ends(registry: Any, records: int) -> dict[str, float]:
 
 async def main() -> None:
     """
-    Measure what the command line asks for.
+    Run the measurements that the command line names.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, required=True)

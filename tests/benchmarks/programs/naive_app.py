@@ -1,6 +1,6 @@
 """
 The predecessor on many processes, as one writes it in an hour: each order is published to all,
-and who hears it closes what it has. Nothing is recorded, and what isn't heard is lost.
+and each receiver closes its own sockets. Nothing is recorded, and a missed message is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NaiveApp(App):
 
     async def listen_to_others(self) -> None:
         """
-        Close what others order.
+        Receive orders, and close the sockets of the session that each names.
         """
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         await pubsub.subscribe(CHANNEL)
@@ -43,13 +43,13 @@ class NaiveApp(App):
 
     async def order(self, sid: str) -> None:
         """
-        Close a session's sockets on all nodes.
+        Publish an order to close a session's sockets on all nodes.
         """
         await self._redis.publish(CHANNEL, sid)
 
     async def serve(self) -> None:
         """
-        Serve for ever.
+        Serve until the process is killed.
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self.listen_to_others())

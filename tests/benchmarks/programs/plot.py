@@ -1,7 +1,7 @@
 """
 Draw figures: ``python -m programs.plot FIGURES.json FOLDER``.
 
-Two pictures, each for a light page and a dark one: what things cost beside their floors, and
+There are two pictures, each for light and for dark pages: costs relative to their floors, and
 how costs grow with the number of sockets.
 """
 
@@ -16,13 +16,13 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-#: What is drawn, of what is in the table.
+#: The rows of the table that are drawn as bars.
 BARS: Final = (
     *("handshake-cpu", "memory", "idle-cpu", "echo-cpu"),
     *("broadcast-cpu", "close-one", "close-many", "shutdown"),
 )
 CURVES: Final = ("next-handshake-cpu", "broadcast-cpu", "close-one", "shutdown-cpu")
-#: Who is drawn, and in which of a theme's colours.
+#: The peers that are drawn, each with a color of the theme.
 WHO: Final = {
     "ours": "accent",
     "before": "before",
@@ -44,7 +44,7 @@ THEMES: Final = {
         **{"before": "#1f4f8f", "floor": "#7d8590", "other": "#bb8009"},
     },
 }
-MOST: Final = 6.0  # times its floor; a longer bar is cut, and its number says how long it is
+MOST: Final = 6.0  # times its floor; a longer bar is cut, and its label has the full ratio
 
 
 class Figures:
@@ -70,7 +70,7 @@ class Figures:
 
     def curve(self, row: str, peer: str) -> list[tuple[int, float]]:
         """
-        Return sizes and costs.
+        Return the numbers of sockets, each with the cost of a row for a peer.
         """
         return sorted(
             (one["size"], one["median"])
@@ -87,7 +87,7 @@ class Figures:
 
 def bars(axes: Any, figures: Figures, row: str, theme: dict[str, str]) -> None:
     """
-    Draw one row: the floor is at 1.
+    Draw the ratios of a row as bars; the floor is at 1.
     """
     ratios = figures.ratios(row)
     who = [peer for peer in WHO if peer in ratios][::-1]
@@ -108,7 +108,7 @@ def bars(axes: Any, figures: Figures, row: str, theme: dict[str, str]) -> None:
 
 def curves(axes: Any, figures: Figures, row: str, theme: dict[str, str]) -> None:
     """
-    Draw how a cost grows.
+    Draw how the cost of a row grows with the number of sockets.
     """
     for peer, colour in WHO.items():
         points = figures.curve(row, peer)
@@ -130,7 +130,7 @@ def curves(axes: Any, figures: Figures, row: str, theme: dict[str, str]) -> None
 
 def draw(figures: Figures, rows: Sequence[str], panel: Any, name: str, path: Path) -> None:
     """
-    Draw panels, two beside each other, for both kinds of page.
+    Draw a panel for each row, in two columns, once for each theme.
     """
     for kind, theme in THEMES.items():
         ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color"), theme["ink"])
@@ -155,7 +155,7 @@ def draw(figures: Figures, rows: Sequence[str], panel: Any, name: str, path: Pat
 
 def main() -> None:
     """
-    Draw what there is.
+    Draw the rows that the file has figures of.
     """
     source, folder = map(Path, sys.argv[1:])
     figures = Figures(json.loads(source.read_text()))

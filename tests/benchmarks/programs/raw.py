@@ -1,6 +1,6 @@
 """
-The floor: an ``asyncio.Protocol`` that shakes hands by hand, a dictionary of sets, and close
-frames written straight to the transports. A bare hiredis connection joins several of them.
+The floor: an ``asyncio.Protocol`` with a handshake built by hand, a dictionary of sets, and close
+frames written directly to the transports. Bare hiredis connections link several servers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Socket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """
-        Answer the handshake; hang up when the close frame is answered.
+        Answer the handshake; close the transport when the close frame is answered.
         """
         if self.sid:
             if self._closing and data[0] == 0x88:
@@ -75,7 +75,7 @@ class Socket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """
-        Take the socket out of its session.
+        Remove the socket from its session.
         """
         sockets = self._server.sessions.get(self.sid)
         if sockets is not None:
@@ -87,7 +87,7 @@ class Socket(asyncio.Protocol):
 
 class RedisConnection(asyncio.Protocol):
     """
-    As little as a client of Redis can be.
+    A minimal client of Redis.
     """
 
     def __init__(self, server: Raw) -> None:
@@ -105,7 +105,7 @@ class RedisConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """
-        Close what a message names; give an answer to who waits for it.
+        Close the session that a message names; resolve the future of a command by its reply.
         """
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
@@ -117,7 +117,7 @@ class RedisConnection(asyncio.Protocol):
 
     def call(self, *words: bytes) -> asyncio.Future[object]:
         """
-        Send a command.
+        Send a command; return the future of its reply.
         """
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
@@ -137,21 +137,21 @@ class Raw(Control):
 
     async def close_session(self, sid: str) -> None:
         """
-        Write close frames.
+        Write close frames to the sockets of a session.
         """
         for socket in tuple(self.sessions.get(sid, ())):
             socket.close()
 
     async def shutdown(self) -> None:
         """
-        Write close frames to all.
+        Write close frames to all sockets.
         """
         for sid in tuple(self.sessions):
             await self.close_session(sid)
 
     async def broadcast(self, text: str) -> None:
         """
-        Write one frame to all.
+        Write one frame to all sockets.
         """
         frame = bytes([0x81, len(text)]) + text.encode()
         for sockets in tuple(self.sessions.values()):
@@ -160,13 +160,13 @@ class Raw(Control):
 
     async def order(self, sid: str) -> None:
         """
-        Publish.
+        Publish the id of a session to close.
         """
         await self._publisher.call(b"PUBLISH", CHANNEL, sid.encode())
 
     async def serve(self, redis: int | None) -> None:
         """
-        Serve for ever.
+        Serve until the process is killed.
         """
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: Socket(self), HOST, 0, backlog=BACKLOG)

@@ -1,8 +1,8 @@
 """
-python-socketio on aiohttp, websockets only. A session is a room.
+A server on python-socketio and aiohttp, websockets only; each session is a room.
 
-Another node's sockets can be disconnected by their own ids only, so whoever orders is told
-them before.
+Sockets of another node can be disconnected by their own ids only, so the node that gives
+orders receives these ids beforehand.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class SocketIO(Control):
 
     async def op_socket_ids(self) -> Answer:
         """
-        Return the sockets of this node.
+        Return the ids of this node's sockets, by session.
         """
         return {"socket_ids": self._socket_ids}
 
     async def op_know(self, socket_ids: dict[str, str]) -> Answer:
         """
-        Learn the sockets of another node.
+        Store the ids of another node's sockets, by session.
         """
         self._socket_ids = socket_ids
         return {}
@@ -73,25 +73,25 @@ class SocketIO(Control):
 
     async def shutdown(self) -> None:
         """
-        Disconnect all.
+        Disconnect all sockets.
         """
         await self._disconnect_room(None)
 
     async def broadcast(self, text: str) -> None:
         """
-        Emit an event to all.
+        Emit an event to all sockets.
         """
         await self._server.emit("m", text)
 
     async def order(self, sid: str) -> None:
         """
-        Disconnect a socket, wherever it is.
+        Disconnect the socket of a session, on whichever node it is.
         """
         await self._server.disconnect(self._socket_ids.get(sid, sid))
 
     async def serve(self, *, cluster: bool) -> None:
         """
-        Serve for ever.
+        Serve until the process is killed.
         """
         app = web.Application()
         self._server.attach(app)
@@ -99,8 +99,8 @@ class SocketIO(Control):
         await runner.setup()
         await web.TCPSite(runner, HOST, 0, backlog=BACKLOG).start()
         if cluster:
-            # It begins to listen to Redis with its first request, which this node may
-            # never get.
+            # By default it subscribes to Redis with its first request, which this node may
+            # never receive.
             self._server.manager_initialized = True
             self._server.manager.initialize()
         self.listen(runner.addresses[0][1])

@@ -1,5 +1,5 @@
 """
-Starlette under uvicorn, which echoes.
+An echo server on Starlette and uvicorn.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Echo(Control):
 
     async def serve(self) -> None:
         """
-        Serve for ever.
+        Serve until the process is killed.
         """
         app = Starlette(routes=[WebSocketRoute("/ws", self.echo)])
         config = uvicorn.Config(app, host=HOST, port=0, access_log=False, log_level="warning")
