@@ -394,7 +394,7 @@ def main() -> int:
     options = parser.parse_args()
     seed = random.randrange(2**32) if options.seed is None else options.seed
     sys.stdout.write(f"seed {seed}\n")
-    sys.stdout.flush()  # a redirected run that is ended early shows it too
+    sys.stdout.flush()  # so that a redirected, killed run shows the seed too
     started = time.monotonic()
     fire = run(options.frames, seed)
     seconds = time.monotonic() - started

@@ -50,7 +50,7 @@ HOMES: Final = (
 )
 DOOR: Final = "support/inspect.py"  # the only test module that may use internals
 
-MAX_DEPTH: Final = 3  # of the package's classes in a chain of inheritance
+MAX_DEPTH: Final = 3  # classes of the package in a chain of inheritance, the last included
 MAX_FUNCTION: Final = 40  # lines without the docstring
 MAX_MODULE: Final = 300  # lines, unless the module's docstring says why there are more
 MAX_TOP: Final = 36  # names
@@ -232,7 +232,7 @@ def crowded_top(house: House) -> Iterator[Finding]:
 
 def homeless_names(house: House) -> Iterator[Finding]:
     """
-    Find public names that none or two of :data:`HOMES` export.
+    Find public names that none, or more than one, of :data:`HOMES` exports.
     """
     top = house.modules[house.folder.name]
     found = [(home, house.modules.get(f"{top.name}.{home}")) for home in HOMES]

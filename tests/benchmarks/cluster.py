@@ -77,8 +77,8 @@ def _burst(
     """
     Measure the longest turn of the receiver's event loop during a burst of orders.
 
-    Garbage is collected before: existing objects are the application's, and the next full
-    collection would examine them, no matter what triggers it.
+    A full garbage collection runs before: one within the burst, no matter what triggers it,
+    would spend its time on older objects, which are the application's.
     """
     hearer.ask("collect")
     hearer.ask("longest_turn")

@@ -144,7 +144,7 @@ def closed(
     server: Child, client: Client, group: str, op: str, **arguments: str
 ) -> tuple[float, float]:
     """
-    Close a group of sockets; return the microseconds until the last and the first are closed.
+    Close a group of sockets; return the microseconds to the last close and to the first.
     """
     server.send(op, **arguments)
     answer = client.ask("wait_closed", group=group, timeout=120.0)

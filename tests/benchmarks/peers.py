@@ -83,7 +83,7 @@ class Peer:
 
     def visit(self, client: Client, server: Child, sids: list[str]) -> None:
         """
-        Begin sessions by loading a page, if the server begins them by one.
+        Begin sessions by loading a page, on servers that begin sessions so.
         """
         if self.arguments[0] in ("programs.app", "programs.naive_app"):
             client.ask("visit", port=server.port, sids=sids)
@@ -97,7 +97,7 @@ class Opened:
     Attributes:
         count: How many were accepted.
         seconds: Seconds that all took together.
-        median: Microseconds that one took, by the median.
+        median: Median of the time that one took, in microseconds.
     """
 
     count: int

@@ -1,5 +1,5 @@
 """
-The processes of a measurement: how to start, query and kill them, and to read ``/proc``.
+The processes of a measurement: started, queried, measured by ``/proc``, and killed.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def _longest_turn(server: Child, client: Client, group: str, op: str) -> int:
     """
     Close a group of sockets; return the CPU time of the longest turn meanwhile, in nanoseconds.
 
-    Garbage is collected before: the next full collection would examine existing objects, no
-    matter what triggers it.
+    A full garbage collection runs before: one meanwhile, no matter what triggers it, would spend
+    its time on older objects.
     """
     server.ask("collect")
     time.sleep(0.5)

@@ -28,7 +28,7 @@ from aiohttp_session_ws import (
 from .clients import PATIENCE
 
 QUICK = Timeouts(close=0.2, handler_grace=0.1, response=0.5)
-PATIENT = Timeouts(close=PATIENCE, handler_grace=PATIENCE)  # for well-behaved, slow peers
+PATIENT = Timeouts(close=PATIENCE, handler_grace=PATIENCE)  # for slow but well-behaved peers
 
 Way: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

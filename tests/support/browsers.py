@@ -68,7 +68,7 @@ class Browser:
         user: The user who has logged in.
         id: The session ws id.
         cookie: From the log-in or last renewal. A log-out doesn't remove it, as if it were stolen.
-        stale: Cookies that a renewal has replaced, or issued while the session was ended.
+        stale: Cookies that a renewal has replaced, or issued while the session was being ended.
         ids: Every session ws id issued, with the pid of the issuing process and the time.
         lineage: The token of its lineage, once a socket has reported it.
         renewed: Whether a renewal was requested.
@@ -152,7 +152,7 @@ class Browser:
 
 class Tab:
     """
-    A page with a socket to one node; it reconnects until its current cookie is refused.
+    A page with a socket to one node; it reconnects until it is closed as ended or refused.
 
     Attributes:
         socket: The id of the open socket, ``None`` if there is none.

@@ -16,7 +16,7 @@ class Turnstile:
         self.arrived = asyncio.Event()
 
     async def __call__(self) -> None:
-        """Return at once, or if the gate is shut when it is opened."""
+        """Return at once, or if the gate is shut, when it is opened."""
         if self.shut:
             waiter = asyncio.get_running_loop().create_future()
             self.waiting.append(waiter)

@@ -2,8 +2,8 @@
 Access to the internals of a registry, for tests.
 
 Tests observe a registry from outside: by what a client receives, by public methods and by logs.
-What can't be observed so (that nothing is left behind, that a handshake is suspended) is read
-here. No other test module uses private names of the package.
+What can't be observed that way (that nothing is left behind, that a handshake is suspended) is
+read here. No other test module uses private names of the package.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from aiohttp_session_ws.results import CloseReport
 from aiohttp_session_ws.signals import PresenceDetails
 
 COOKIE_KEY: Final = b"k" * 32  # shared by all nodes, as behind one load balancer
-SERVED: Final = web.AppKey("SERVED", dict[str, Hashable])  # of running handlers: id by socket
+SERVED: Final = web.AppKey("SERVED", dict[str, Hashable])  # id by socket, of running handlers
 NAME: Final = web.AppKey("NAME", str)
 
 routes = web.RouteTableDef()

@@ -161,7 +161,7 @@ async def settled(*clients: Client) -> None:
 
 
 async def becomes(client: Client, state: str) -> None:
-    """Wait until a node has a state, connected or degraded."""
+    """Wait until the state of a node is *state*: connected or degraded."""
     await until(lambda: registry_of(client).state == state)
 
 

@@ -30,7 +30,7 @@ class Proxy:
     Attributes:
         port: The proxy's port.
         delay: Seconds to delay every chunk, in both directions.
-        tears: Whether to forward half of the next chunk and then break the connection.
+        tears: Whether to break each connection after forwarding half of its next chunk.
         connections: How many connections have been accepted so far.
         bytes_up: How many bytes were forwarded to the server.
         bytes_down: How many bytes were forwarded from the server.
@@ -47,7 +47,7 @@ class Proxy:
         self.bytes_down = 0
         self._target = (host, port)
         self._tls = tls
-        self._up, self._down = asyncio.Event(), asyncio.Event()  # set: forwards
+        self._up, self._down = asyncio.Event(), asyncio.Event()  # set while data passes
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -101,7 +101,7 @@ class Proxy:
         return self
 
     async def stop(self) -> None:
-        """Stop listening and abort all connections; :meth:`start` may follow."""
+        """Stop listening, and abort all connections, until started again."""
         if self._server is not None:
             self._server.close()
             self._server = None

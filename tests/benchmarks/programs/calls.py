@@ -60,7 +60,7 @@ def floor(app: web.Application) -> None:
 
 def serverwamp(app: web.Application) -> None:
     """
-    Serve by serverwamp.
+    Serve with serverwamp.
     """
     from serverwamp import Application, RPCRouteSet
 
@@ -77,7 +77,7 @@ def serverwamp(app: web.Application) -> None:
 
 def wsrpc(app: web.Application) -> None:
     """
-    Serve by wsrpc-aiohttp.
+    Serve with wsrpc-aiohttp.
     """
     from wsrpc_aiohttp import WebSocketAsync
 

@@ -98,7 +98,7 @@ class Client:
         self._sockets: dict[int, Socket] = {}
         self._groups: defaultdict[str, list[Socket]] = defaultdict(list)
         self._cookies: dict[str, str] = {}
-        self._opening = 0  # handshakes under way
+        self._opening = 0  # handshakes in progress
 
     # -- Requests of the parent --
 
@@ -210,7 +210,7 @@ class Client:
 
     def op_echo(self, group: str, size: int, in_flight: int, seconds: float) -> Answer:
         """
-        Send messages, and another one for each that is echoed; return their number.
+        Send messages, and another one for each that is echoed; return their number and the time.
         """
         frame = bytes([0x81, 0x80 | size]) + bytes(4) + b"x" * size  # masked with zeros
         back = len(frame) - 4  # a server's frames have no mask

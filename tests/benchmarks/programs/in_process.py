@@ -32,7 +32,7 @@ now = time.process_time_ns  # CPU time of this process alone
 
 def median(values: list[float]) -> float:
     """
-    Return the median, of an even number the upper one.
+    Return the median; of an even number of values, the upper one.
     """
     return sorted(values)[len(values) // 2]
 
@@ -202,7 +202,7 @@ async def register(registry: Any, rounds: int) -> dict[str, dict[str, float]]:
 
 async def ends(registry: Any, records: int) -> dict[str, float]:
     """
-    Measure an end in a registry that has recorded 1,000 others, and *records* others.
+    Measure an end in a registry with 1,000 recorded ends, and in one with *records*.
     """
     costs: dict[str, float] = {}
     known = 0
