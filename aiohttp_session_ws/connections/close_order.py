@@ -29,61 +29,62 @@ class Closing(asyncio.Protocol):
     Args:
         connection: The connection.
         set_gone: Called when its transport has ended.
-        hang_up: Called when its client's close frame has arrived, to close the transport soon.
+        close_soon: Called when its client's close frame has arrived, to close the transport soon.
 
     Attributes:
         connection: The connection.
         begun: Whether the engine has begun to close it; false during its handshake.
-        aside: Whether received data goes on to aiohttp, which had already closed the websocket.
+        forwards_data: Whether received data is forwarded to aiohttp, which had already closed
+            the websocket.
         gone: Whether its transport has ended.
         removed: Whether it is out of the index, and the hook has returned or timed out.
         aborted: Whether it was aborted: the deadline passed, or closing it failed.
-        brief: Whether its transport is closed after a short wait for the client's close frame.
+        short_wait: Whether to wait only shortly for the client's close frame.
         ends_handler: Whether its handler is to be cancelled when the grace is over.
-        told: The order that began to close it.
+        first_order: The order that began to close it.
         orders: The orders whose deadlines apply to its transport.
         after_removal: The orders that wait for its removal.
         after_handler: The orders that wait for the end of its handler.
     """
 
     __slots__ = (
-        "_hang_up",
+        "_close_soon",
         "_inner",
         "_set_gone",
         "_tail",
         "aborted",
         "after_handler",
         "after_removal",
-        "aside",
         "begun",
-        "brief",
         "connection",
         "ends_handler",
+        "first_order",
+        "forwards_data",
         "gone",
         "orders",
         "removed",
-        "told",
+        "short_wait",
     )
 
     def __init__(
         self,
         connection: TrackedConnection,
         set_gone: Callable[[Closing], None],
-        hang_up: Callable[[Closing], None],
+        close_soon: Callable[[Closing], None],
     ) -> None:
         self._set_gone = set_gone
-        self._hang_up = hang_up
+        self._close_soon = close_soon
         self._inner: Any = None  # aiohttp's protocol
         self._tail = b""
         self.connection = connection
         self.begun = False
-        self.aside = False
-        self.brief = False
+        self.forwards_data = False
+        self.short_wait = False
         self.gone = False
         self.removed = False
         self.aborted = False
         self.ends_handler = False
-        self.told: CloseOrder | None = None
+        self.first_order: CloseOrder | None = None
         self.orders: list[CloseOrder] = []
         self.after_removal: list[CloseOrder] = []
         self.after_handler: list[CloseOrder] = []
@@ -111,7 +112,7 @@ class Closing(asyncio.Protocol):
         """
         Drop what the client sends, and detect its close frame.
         """
-        if self.aside:
+        if self.forwards_data:
             self._inner.data_received(data)
             return
         # A close frame is the last thing that a client may send (RFC 6455, 5.5.1), so it is
@@ -119,11 +120,11 @@ class Closing(asyncio.Protocol):
         # the transport a bit early. The tail is kept for a frame that arrives in two pieces.
         tail = self._tail + data
         self._tail = tail[-_LONGEST_CLOSE:]
-        if ends_with_close(tail) and self.told is not None:
-            if self.told.writing:
-                self.told.answered.append(self)
+        if ends_with_close(tail) and self.first_order is not None:
+            if self.first_order.writing:
+                self.first_order.answered.append(self)
             else:
-                self._hang_up(self)
+                self._close_soon(self)
 
     def close_transport(self) -> None:
         """
@@ -203,7 +204,7 @@ class CloseOrder:
         closings: The connections of these transports.
         aborted: The number of sockets aborted.
         cancelled: The number of handlers cancelled.
-        timer: Closes ``brief`` transports after a short wait, then aborts the rest.
+        timer: Closes the ``short_wait`` transports, and at the deadline aborts the rest.
     """
 
     __slots__ = (
@@ -243,7 +244,7 @@ class CloseOrder:
         assert close is not None
         return close
 
-    def bound(self, closing: Closing) -> None:
+    def add_transport(self, closing: Closing) -> None:
         """
         Apply the deadline of the order to a transport.
         """

@@ -7,7 +7,7 @@ Theory of operation. An order closes any number of connections:
    that, in slices, each followed by an iteration for other work (larger slices at shutdown).
    Unsent pushes are dropped; the last words and the close frame are written to the transport.
    From then on the websocket sends and delivers nothing. One whose slice is yet to come still
-   delivers messages, but gets no pushes. Later steps run in batches of :data:`ROW` connections.
+   delivers messages, but gets no pushes. Later steps run in batches of :data:`BATCH` connections.
 2. A :class:`Closing` becomes the protocol of each transport, in place of aiohttp's. It drops what
    the client still sends, since its session may have ended; closes the transport when the
    client's close frame arrives; and is notified when the transport has ended, which wakes the
@@ -51,8 +51,8 @@ __all__: list[str] = []
 AT_ONCE: Final = 1024  # frames written in one go per event loop iteration: some 10 ms
 SLICE: Final = 128  # frames per slice of a larger order; the next steps take as long again
 LAST_SLICE: Final = 4096  # the same at shutdown, when there is no other work to delay
-ROW: Final = 50  # transports closed, or handlers cancelled, per event loop iteration
-_MOMENT: Final = 0.25  # seconds for the client's close frame if the handler was receiving
+BATCH: Final = 50  # transports closed, or handlers cancelled, per event loop iteration
+_SHORT_WAIT: Final = 0.25  # seconds for the client's close frame if the handler was receiving
 _POLL: Final = 0.01  # seconds between two checks of a transport that doesn't report its end
 
 
@@ -82,7 +82,7 @@ class CloseEngine:
 
     Attributes:
         timeouts: May be replaced at any time.
-        ending: Whether the process ends: slices are larger then, and batches unlimited.
+        shutting_down: Whether the process ends: slices are larger then, and batches unlimited.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class CloseEngine:
         current: Callable[[], TrackedConnection | None],
     ) -> None:
         self.timeouts = timeouts
-        self.ending = False
+        self.shutting_down = False
         self._tasks = tasks
         self._remove = remove
         self._current = current
@@ -103,8 +103,8 @@ class CloseEngine:
         # dict, which would look for its first item past the slots of all deleted ones.
         self._graces: OrderedDict[Closing, float] = OrderedDict()
         self._grace_timer: asyncio.Handle | None = None
-        self._hanging_up: deque[Closing] = deque()  # their transports are to be closed
-        self._next_row: asyncio.Handle | None = None
+        self._transports_to_close: deque[Closing] = deque()
+        self._next_batch: asyncio.Handle | None = None
         self._written: float = 0  # frames written in one go in this iteration
 
     def close(
@@ -126,7 +126,7 @@ class CloseEngine:
         """
         order = self._new_order(close)
         caller = Caller(self._current(), asyncio.current_task())
-        large = LAST_SLICE if self.ending else SLICE
+        large = LAST_SLICE if self.shutting_down else SLICE
         size = None if self._may_write(count) else large
         self._close_more(order, iter(connections), caller, size)
         return order.done
@@ -141,11 +141,11 @@ class CloseEngine:
         if self._written + count > AT_ONCE:
             return False
         if not self._written:
-            _ = asyncio.get_running_loop().call_soon(self._end_turn, context=self._context)
+            _ = asyncio.get_running_loop().call_soon(self._reset_written, context=self._context)
         self._written += count
         return True
 
-    def _end_turn(self) -> None:
+    def _reset_written(self) -> None:
         self._written = 0
 
     def _new_order(self, close: Close | None) -> CloseOrder:
@@ -167,7 +167,7 @@ class CloseEngine:
             self._begin(closing, order)
             self._watch(closing)
         elif not closing.gone:
-            order.bound(closing)
+            order.add_transport(closing)
         self._start_timer(order)
         order.settle()
         return order.done
@@ -182,59 +182,60 @@ class CloseEngine:
         """
         Write a slice of the close frames of an order, then begin the next steps for these.
         """
-        told, more = _write_frames(order, connections, size)
+        taken, more = _write_frames(order, connections, size)
         if more:
             # Scheduled first: the next slice is written before clients' answers are read.
             loop = asyncio.get_running_loop()
             args = order, connections, caller, size
             _ = loop.call_soon(self._close_more, *args, context=self._context)
-        for connection in told:
+        for connection in taken:
             closing = self._closing_of(connection)
-            self._join(order, closing, caller)
+            self._add_to_order(order, closing, caller)
             if not closing.begun and not _is_handshake(connection):
                 self._begin(closing, order)
                 self._watch(closing)
             elif closing.begun and not closing.gone:
-                order.bound(closing)
+                order.add_transport(closing)
         if not more:
             order.writing = False
             self._start_timer(order)
-            self._hanging_up += order.answered
-            self._hang_up_row()
+            self._transports_to_close += order.answered
+            self._close_batch()
             order.settle()
 
-    def _hang_up(self, closing: Closing) -> None:
+    def _close_transport_soon(self, closing: Closing) -> None:
         """
         Close the transport of a client that has answered: at once, or in a later batch.
         """
-        self._hanging_up.append(closing)
-        if self._next_row is None or self.ending:
-            self._hang_up_row()
+        self._transports_to_close.append(closing)
+        if self._next_batch is None or self.shutting_down:
+            self._close_batch()
 
-    def _hang_up_row(self) -> None:
+    def _close_batch(self) -> None:
         """
         Close a batch of transports, and schedule the next: each causes work in later iterations.
         """
-        if self._next_row is not None:
-            self._next_row.cancel()
-            self._next_row = None
-        waiting = self._hanging_up
-        row = len(waiting) if self.ending else min(ROW, len(waiting))
-        for _ in range(row):
+        if self._next_batch is not None:
+            self._next_batch.cancel()
+            self._next_batch = None
+        waiting = self._transports_to_close
+        count = len(waiting) if self.shutting_down else min(BATCH, len(waiting))
+        for _ in range(count):
             waiting.popleft().close_transport()
-        if row:
+        if count:
             loop = asyncio.get_running_loop()
-            self._next_row = loop.call_soon(self._hang_up_row, context=self._context)
+            self._next_batch = loop.call_soon(self._close_batch, context=self._context)
 
     def _closing_of(self, connection: TrackedConnection) -> Closing:
         closing: Closing | None = connection.closing
         if closing is None:
-            closing = connection.closing = Closing(connection, self.set_gone, self._hang_up)
+            close_soon = self._close_transport_soon
+            closing = connection.closing = Closing(connection, self.set_gone, close_soon)
         if connection.state is CLOSED and not closing.begun:  # perhaps after the order
             closing.begun = closing.gone = closing.removed = True
         return closing
 
-    def _join(self, order: CloseOrder, closing: Closing, caller: Caller) -> None:
+    def _add_to_order(self, order: CloseOrder, closing: Closing, caller: Caller) -> None:
         """
         Make *order* wait for a connection and for its handler.
         """
@@ -254,7 +255,7 @@ class CloseEngine:
         if not closing.ends_handler:
             closing.ends_handler = True
             if closing.gone or handshake:
-                self._give_grace(closing)
+                self._start_grace(closing)
 
     def _begin(self, closing: Closing, order: CloseOrder) -> None:
         """
@@ -262,17 +263,17 @@ class CloseEngine:
         """
         connection, ws = closing.connection, closing.connection.ws
         closing.begun = True
-        closing.told = order
-        order.bound(closing)
+        closing.first_order = order
+        order.add_transport(closing)
         if connection.state is CLOSING:
-            closing.brief = ws.receiving
+            closing.short_wait = ws.receiving
             return
         connection.set_closing()
         if connection.send_queue is not None:
             connection.send_queue.drop()
         if isinstance(ws, ServedWebSocket):
-            closing.aside = ws.closed
-        elif _is_ours(ws):  # a stream
+            closing.forwards_data = ws.closed
+        elif _ends_with_transport(ws):  # a stream
             closing.close_transport()
 
     def _start_timer(self, order: CloseOrder) -> None:
@@ -281,11 +282,11 @@ class CloseEngine:
         """
         if order.transports:
             loop = asyncio.get_running_loop()
-            moment = min(_MOMENT, self.timeouts.close)
-            # It counts from the order, not from its last frame; but late ones get a moment, too.
-            deadline = max(order.given + self.timeouts.close, loop.time() + moment)
+            wait = min(_SHORT_WAIT, self.timeouts.close)
+            # Counted from the order, not from its last frame; but late ones get a short wait too.
+            deadline = max(order.given + self.timeouts.close, loop.time() + wait)
             order.timer = loop.call_later(
-                moment, self._close_brief, order, deadline, context=self._context
+                wait, self._close_after_short_wait, order, deadline, context=self._context
             )
 
     def _watch(self, closing: Closing) -> None:
@@ -294,7 +295,7 @@ class CloseEngine:
         """
         connection = closing.connection
         transport = connection.transport
-        if connection.request is None or not _is_ours(connection.ws):
+        if connection.request is None or not _ends_with_transport(connection.ws):
             coro = self._close_object(closing)
             _ = self._tasks.spawn(coro, "close an object", contextvars.Context())
         elif transport is None or connection.disconnected:
@@ -324,7 +325,7 @@ class CloseEngine:
         """
         Close an object registered by hand, or a websocket opened by another library.
         """
-        order, connection = closing.told, closing.connection
+        order, connection = closing.first_order, closing.connection
         assert order is not None
         try:
             async with asyncio.timeout(self.timeouts.close):
@@ -340,37 +341,36 @@ class CloseEngine:
             connection.abort()
             self.set_gone(closing)
 
-    def _close_brief(self, order: CloseOrder, deadline: float) -> None:
+    def _close_after_short_wait(self, order: CloseOrder, deadline: float) -> None:
         """
         Close the transports with a short wait only, and set the timer to the deadline.
         """
         loop = asyncio.get_running_loop()
         order.timer = loop.call_at(deadline, self._abort, order, context=self._context)
-        brief = [closing for closing in order.closings if closing.brief]
-        self._hanging_up += brief
-        self._hang_up_row()
+        self._transports_to_close += [one for one in order.closings if one.short_wait]
+        self._close_batch()
 
     def _abort(self, order: CloseOrder) -> None:
         """
         Abort the transports that an order has not closed in time.
         """
         order.timer = None
-        self._abort_row(iter(tuple(order.closings)))
+        self._abort_batch(iter(tuple(order.closings)))
 
-    def _abort_row(self, closings: Iterator[Closing]) -> None:
+    def _abort_batch(self, closings: Iterator[Closing]) -> None:
         """
         Abort a batch of transports, and schedule the next.
         """
-        row = list(itertools.islice(closings, None if self.ending else ROW))
-        for closing in row:
+        batch = list(itertools.islice(closings, None if self.shutting_down else BATCH))
+        for closing in batch:
             # An object registered by hand has a deadline of its own.
             if not closing.gone and closing.connection.request is not None:
                 closing.aborted = True
                 closing.connection.abort()
                 self.set_gone(closing)
-        if len(row) == ROW:
+        if len(batch) == BATCH:
             loop = asyncio.get_running_loop()
-            _ = loop.call_soon(self._abort_row, closings, context=self._context)
+            _ = loop.call_soon(self._abort_batch, closings, context=self._context)
 
     def set_gone(self, closing: Closing) -> None:
         """
@@ -386,7 +386,7 @@ class CloseEngine:
             order.transport_ended()
         closing.orders.clear()
         if not closing.handler_ended and closing.ends_handler:
-            self._give_grace(closing)
+            self._start_grace(closing)
         if result is None:
             closing.removed = True
             self.settle(closing)
@@ -429,7 +429,7 @@ class CloseEngine:
         if closing.handler_ended and (closing.removed or not closing.begun):
             closing.connection.closing = None  # breaks the reference cycle
 
-    def _give_grace(self, closing: Closing) -> None:
+    def _start_grace(self, closing: Closing) -> None:
         """
         Cancel the handler when the grace is over, or that of a stream at once.
         """
@@ -451,7 +451,7 @@ class CloseEngine:
         Cancel the handlers whose grace is over, in batches.
         """
         self._grace_timer = None
-        left = math.inf if self.ending else ROW
+        left = math.inf if self.shutting_down else BATCH
         loop = asyncio.get_running_loop()
         # A timer may fire early by the clock's resolution.
         now = loop.time() + 0.001
@@ -465,7 +465,7 @@ class CloseEngine:
             if closing.connection.handler_left:
                 continue
             if closing.connection.cancelled:
-                _log_stubborn(closing.connection)
+                _log_still_running(closing.connection)
             else:
                 self._cancel(closing)
         self._set_grace_timer(loop)
@@ -491,11 +491,11 @@ class CloseEngine:
             self._grace_timer.cancel()
             self._grace_timer = None
         self._graces.clear()
-        if self._next_row is not None:
-            self._next_row.cancel()
-            self._next_row = None
-        while self._hanging_up:
-            self._hanging_up.popleft().close_transport()
+        if self._next_batch is not None:
+            self._next_batch.cancel()
+            self._next_batch = None
+        while self._transports_to_close:
+            self._transports_to_close.popleft().close_transport()
 
 
 def _write_frames(
@@ -514,14 +514,14 @@ def _write_frames(
     Returns:
         The connections taken, and whether there may be more.
     """
-    told: list[TrackedConnection] = []
+    taken: list[TrackedConnection] = []
     count = 0
     for connection in itertools.islice(connections, most):
         count += 1
         if connection is not None:
-            told.append(connection)
+            taken.append(connection)
             write_frame(connection, order.close_for(connection))
-    return told, count == most
+    return taken, count == most
 
 
 def write_frame(connection: TrackedConnection, close: Close) -> None:
@@ -540,7 +540,7 @@ def write_frame(connection: TrackedConnection, close: Close) -> None:
     try:
         if connection.send_queue is not None:
             connection.send_queue.drop()
-        if connection.seldom is not None and connection.close_order is not None:
+        if connection.sparse is not None and connection.close_order is not None:
             write_last_words(connection, transport, connection.close_order)
         ws.write_close(transport, close.code, close_frame(close.code, close.reason))
     except Exception:
@@ -557,7 +557,7 @@ def _is_handshake(connection: TrackedConnection) -> bool:
     return connection.state is OPENING and not connection.ws.prepared
 
 
-def _is_ours(ws: object) -> bool:
+def _ends_with_transport(ws: object) -> bool:
     """
     Return whether *ws* ends with its transport; anything else has a ``close()`` of its own.
     """
@@ -566,7 +566,7 @@ def _is_ours(ws: object) -> bool:
     return isinstance(ws, web.StreamResponse)
 
 
-def _log_stubborn(connection: TrackedConnection) -> None:
+def _log_still_running(connection: TrackedConnection) -> None:
     assert connection.task is not None
     log.warning(
         "a websocket handler of session %s goes on though its socket is closed and it was"

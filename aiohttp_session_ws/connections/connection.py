@@ -81,7 +81,7 @@ class Closer(Protocol):
         """
 
 
-class Seldom(Generic[V]):
+class SparseAttribute(Generic[V]):
     """
     An attribute that few connections set: it takes no memory in the others.
 
@@ -99,14 +99,14 @@ class Seldom(Generic[V]):
         self._name = name
 
     def __get__(self, connection: Connection, owner: type) -> V:
-        seldom = connection._seldom
-        return self._default if seldom is None else seldom.get(self._name, self._default)
+        sparse = connection._sparse
+        return self._default if sparse is None else sparse.get(self._name, self._default)
 
     def __set__(self, connection: Connection, value: V) -> None:
-        if connection._seldom is not None:
-            connection._seldom[self._name] = value
+        if connection._sparse is not None:
+            connection._sparse[self._name] = value
         elif value is not self._default:
-            connection._seldom = {self._name: value}
+            connection._sparse = {self._name: value}
 
 
 class Connection:
@@ -129,7 +129,7 @@ class Connection:
     """
 
     __slots__ = (
-        "_seldom",
+        "_sparse",
         "identity",
         "opened_at",
         "request",
@@ -138,8 +138,8 @@ class Connection:
         "ws",
     )
 
-    last_words = Seldom[Callable[[Close], str | bytes | None] | None](None)
-    _data = Seldom[dict[str, Any] | None](None)
+    last_words = SparseAttribute[Callable[[Close], str | bytes | None] | None](None)
+    _data = SparseAttribute[dict[str, Any] | None](None)
 
     # Set by the only implementation, TrackedConnection.
     session_ws_id: Hashable
@@ -148,7 +148,7 @@ class Connection:
     opened_at: float | None
     ws: Any
     takes_pushes: bool
-    _seldom: dict[str, Any] | None
+    _sparse: dict[str, Any] | None
 
     @property
     def id(self) -> str:
@@ -247,17 +247,17 @@ class TrackedConnection(Connection):
     )
 
     #: The attributes below that differ from their defaults; ``None`` if none does.
-    seldom = Connection._seldom  # type: ignore[misc]  # the slot, for other modules
+    sparse = Connection._sparse  # type: ignore[misc]  # the slot, for other modules
 
-    cancelled = Seldom(False)
-    first_id = Seldom[Hashable](None)
-    keeps_id = Seldom(True)
-    labels = Seldom[tuple[Subject, ...]](())
-    proven = Seldom[tuple[Hashable, float] | None](None)
-    registered = Seldom(False)
-    rejected_with = Seldom[Close | None](None)
-    tries = Seldom(0)
-    until = Seldom(math.inf)
+    cancelled = SparseAttribute(False)
+    first_id = SparseAttribute[Hashable](None)
+    keeps_id = SparseAttribute(True)
+    labels = SparseAttribute[tuple[Subject, ...]](())
+    proven = SparseAttribute[tuple[Hashable, float] | None](None)
+    registered = SparseAttribute(False)
+    rejected_with = SparseAttribute[Close | None](None)
+    tries = SparseAttribute(0)
+    until = SparseAttribute(math.inf)
 
     def __init__(
         self,
@@ -273,7 +273,7 @@ class TrackedConnection(Connection):
         self.opened_at = None
         self.ws = ws
         self.takes_pushes = True
-        self._seldom = None
+        self._sparse = None
         self.state = OPENING
         self.closer: Closer | None = None
         self.lineage = NO_LINEAGE

@@ -16,7 +16,7 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-LONGEST: Final = 200  # characters kept of a user agent, which clients choose
+MAX_AGENT: Final = 200  # characters kept of a user agent, which clients choose
 
 
 def snapshot(connections: Iterable[TrackedConnection], now: float, node: str = "") -> Snapshot:
@@ -37,7 +37,7 @@ def _describe(
     connection: TrackedConnection, at: float, now: float, epoch: float, node: str
 ) -> ConnectionInfo:
     request, ws = connection.request, connection.ws
-    heard = ws.heard_at if isinstance(ws, ServedWebSocket) else None
+    last_receive = ws.last_receive_at if isinstance(ws, ServedWebSocket) else None
     return ConnectionInfo(
         id=connection.id,
         session_ws_id=connection.session_ws_id,
@@ -45,7 +45,7 @@ def _describe(
         remote=None if request is None else request.remote,
         opened_at=at + epoch,
         path="" if request is None else request.path,
-        idle=now - max(at, heard or at),
+        idle=now - max(at, last_receive or at),
         node=node,
-        user_agent="" if request is None else request.headers.get(hdrs.USER_AGENT, "")[:LONGEST],
+        user_agent="" if request is None else request.headers.get(hdrs.USER_AGENT, "")[:MAX_AGENT],
     )

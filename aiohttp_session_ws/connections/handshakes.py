@@ -15,7 +15,7 @@ from .._refused import Unavailable
 
 __all__: list[str] = []
 
-LOOK: Final = 1.0  # seconds between two checks for clients that have disconnected
+CHECK_INTERVAL: Final = 1.0  # seconds between two checks for clients that have disconnected
 
 
 class Handshakes:
@@ -47,7 +47,7 @@ class Handshakes:
         assert task is not None, "handshakes run in tasks"
         self._running[key] = time.monotonic(), request, task  # quicker than the event loop's
         if self._timer is None:
-            self._sleep()
+            self._set_timer()
 
     def end(self, key: object) -> str | None:
         """
@@ -69,17 +69,17 @@ class Handshakes:
             return error
         return Unavailable(why, "websocket refused: the handshake took too long")
 
-    def _sleep(self) -> None:
+    def _set_timer(self) -> None:
         """
         Set the timer for the next check.
         """
         loop = asyncio.get_running_loop()
         started, _, _ = next(iter(self._running.values()))
-        due = min(started + self._timeout, loop.time() + LOOK)
+        due = min(started + self._timeout, loop.time() + CHECK_INTERVAL)
         # In an empty context: a request's would be kept alive until the timer fires.
-        self._timer = loop.call_at(due, self._wake, context=contextvars.Context())
+        self._timer = loop.call_at(due, self._cancel_late, context=contextvars.Context())
 
-    def _wake(self) -> None:
+    def _cancel_late(self) -> None:
         """
         Cancel the handshakes that take too long, and those whose clients have disconnected.
         """
@@ -87,13 +87,13 @@ class Handshakes:
         late = asyncio.get_running_loop().time() - self._timeout
         for key, (started, request, task) in tuple(self._running.items()):
             transport = request.transport
-            hung_up = transport is None or transport.is_closing()
-            if hung_up or started <= late:
+            disconnected = transport is None or transport.is_closing()
+            if disconnected or started <= late:
                 del self._running[key]
-                self._cancelled[key] = task, "client gone" if hung_up else "late"
+                self._cancelled[key] = task, "client gone" if disconnected else "late"
                 task.cancel("the websocket handshake took too long")
         if self._running:
-            self._sleep()
+            self._set_timer()
 
     def stop(self) -> None:
         """

@@ -59,7 +59,7 @@ class Index:
         if group is connection:
             return
         if isinstance(group, tuple):
-            group = self._look_at(key, group)
+            group = self._materialize(key, group)
         if isinstance(group, dict):
             group[self._name(connection)] = connection
         else:
@@ -112,7 +112,7 @@ class Index:
         """
         group = self._groups.get(key)
         if isinstance(group, tuple):
-            group = self._look_at(key, group)
+            group = self._materialize(key, group)
         if isinstance(group, dict):
             return group.get(ws)
         return group if group is not None and group.ws is ws else None
@@ -125,10 +125,10 @@ class Index:
         if group is None:
             return []
         if isinstance(group, tuple):
-            group = self._look_at(key, group)
+            group = self._materialize(key, group)
         return list(group.values()) if isinstance(group, dict) else [group]
 
-    def some(self, key: Hashable, most: int) -> Iterable[TrackedConnection]:
+    def first_of(self, key: Hashable, most: int) -> Iterable[TrackedConnection]:
         """
         Return at most *most* connections under *key*, without creating any.
         """
@@ -139,7 +139,7 @@ class Index:
             return tuple(itertools.islice(group.values(), most))
         return ()
 
-    def among(self, keys: Sequence[Hashable]) -> list[Hashable]:
+    def present_among(self, keys: Sequence[Hashable]) -> list[Hashable]:
         """
         Return those of *keys* that have connections.
         """
@@ -177,10 +177,10 @@ class Index:
         """
         objects = [(k, group) for k, group in self._groups.items() if isinstance(group, tuple)]
         for key, entry in objects:
-            _ = self._look_at(key, entry)
+            _ = self._materialize(key, entry)
         return iter(self.served())
 
-    def _look_at(self, key: Hashable, entry: _Entry) -> TrackedConnection:
+    def _materialize(self, key: Hashable, entry: _Entry) -> TrackedConnection:
         assert self._track is not None
         connection = self._groups[key] = self._track(key, *entry)
         return connection
@@ -199,7 +199,7 @@ class ConnectionIndex:
         lineages: Both, by the token of their lineage.
         identities: Both, by identity.
         labels: Both, by label.
-        attended: Open connections that are checked once a second, however many there are:
+        checked_each_tick: Open connections that are checked once a second, however many there are:
             streams, whose handlers don't notice that a client has disconnected, and those whose
             session is to be checked soon.
     """
@@ -210,7 +210,7 @@ class ConnectionIndex:
         self.lineages = Index()
         self.identities = Index()
         self.labels = Index()
-        self.attended: dict[TrackedConnection, None] = {}
+        self.checked_each_tick: dict[TrackedConnection, None] = {}
 
     def file_identity(
         self,
@@ -281,7 +281,7 @@ class ConnectionIndex:
         connection.set_open()
         self.open.add(connection.session_ws_id, connection)
         if connection.is_stream:
-            self.attended[connection] = None
+            self.checked_each_tick[connection] = None
 
     def open_of(self, subject: Subject | None) -> Iterable[TrackedConnection]:
         """
@@ -318,11 +318,11 @@ class ConnectionIndex:
         """
         self._index_of(connection).discard(connection.session_ws_id, connection)
         connection.set_closed()
-        self.attended.pop(connection, None)
+        self.checked_each_tick.pop(connection, None)
         self._discard_lineage(connection)
         if connection.identity is not None:
             self.identities.discard(connection.identity, connection)
-        if connection.seldom is None:
+        if connection.sparse is None:
             return  # most have neither a proven identity nor labels
         if connection.proven is not None:
             self.identities.discard(connection.proven[0], connection)

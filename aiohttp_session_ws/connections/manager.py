@@ -44,13 +44,13 @@ from .websocket import ServedWebSocket, is_closed
 __all__: list[str] = []
 
 TICK: Final = 1.0  # seconds between two checks for connections that died unnoticed
-TICKS: Final = 4  # within which all are checked once, if there are many
-SOON: Final = 2 * TICKS * TICK  # seconds before a session's check; each tick covers it from then
-FIRST: Final = 16  # close frames that are written before anything else is done
-LOOKED_AT: Final = 1000  # connections checked in one go, about 1 ms; then other work has its turn
+TICKS_PER_ROUND: Final = 4  # ticks within which all are checked once, if there are many
+SOON: Final = 2 * TICKS_PER_ROUND * TICK  # seconds before a check from which each tick covers it
+FIRST_FRAMES: Final = 16  # close frames that are written before anything else is done
+CHECKED_AT_ONCE: Final = 1000  # connections checked in one go, about 1 ms, before other work
 
 
-class Rest(Protocol):
+class DeferredConnections(Protocol):
     """
     The connections of an order that are judged while they are closed.
     """
@@ -112,12 +112,12 @@ class ConnectionManager(ConnectionIndex):
         self._admitted = 0
         self._engine = CloseEngine(timeouts, tasks, self._remove, current)
         self._current = current
-        self._rests: dict[Rest, None] = {}
+        self._deferred: dict[DeferredConnections, None] = {}
         self._refused: set[TrackedConnection] = set()
         self._orphaned_handlers: set[TrackedConnection] = set()  # the handler still runs
         self.tasks = tasks
         self._ticker: asyncio.Handle | None = None
-        self._looked_at = 0  # the open connection at which the next tick continues
+        self._tick_position = 0  # the open connection at which the next tick continues
 
     @property
     def timeouts(self) -> Timeouts:
@@ -143,8 +143,8 @@ class ConnectionManager(ConnectionIndex):
         Begin to serve an application.
         """
         self.timeouts = timeouts
-        self._engine.ending = False
-        self._rests.clear()
+        self._engine.shutting_down = False
+        self._deferred.clear()
 
     # Adding
 
@@ -283,9 +283,9 @@ class ConnectionManager(ConnectionIndex):
         if self._orphaned_handlers:
             return [value for value in values if self.of_subject(Subject(kind, value))]
         if kind == "id":
-            return self.open.among(values) + self.opening.among(values)
+            return self.open.present_among(values) + self.opening.present_among(values)
         if kind == "identity":
-            return self.identities.among(values)
+            return self.identities.present_among(values)
         labels = [Subject("label", value) for value in values]
         return [subject.value for subject in labels if subject in self.labels]
 
@@ -341,7 +341,7 @@ class ConnectionManager(ConnectionIndex):
         written: list[TrackedConnection] = []
         if subject.kind != "id":
             return written
-        for connection in self.open.some(subject.value, FIRST):
+        for connection in self.open.first_of(subject.value, FIRST_FRAMES):
             if (
                 connection.state is OPEN
                 and connection.lineage.began <= began
@@ -377,7 +377,7 @@ class ConnectionManager(ConnectionIndex):
                 connection.close_order = close
         return self._engine.close(chosen, close, len(chosen))
 
-    def close_found(
+    def close_each(
         self, found: Iterable[tuple[TrackedConnection, Close] | None], count: int
     ) -> Awaitable[tuple[int, int]]:
         """
@@ -387,17 +387,17 @@ class ConnectionManager(ConnectionIndex):
             found: Connections, each with its close; ``None`` is skipped, but counts.
             count: How many there may be.
         """
-        return self._engine.close(map(_mark, found), None, count)
+        return self._engine.close(map(_set_close_order, found), None, count)
 
-    def close_rest(self, rest: Rest) -> Awaitable[tuple[int, int]]:
+    def close_deferred(self, deferred: DeferredConnections) -> Awaitable[tuple[int, int]]:
         """
-        Close connections as :meth:`close_found` does; pushes skip those that are yet to be closed.
+        Close connections as :meth:`close_each` does; pushes skip those that are yet to be closed.
         """
-        self._rests[rest] = None
-        rest.when_judged(lambda: self._rests.pop(rest, None))
-        return self.close_found(rest, len(rest))
+        self._deferred[deferred] = None
+        deferred.when_judged(lambda: self._deferred.pop(deferred, None))
+        return self.close_each(deferred, len(deferred))
 
-    def close_for_good(self, close: Close, seconds: float) -> Awaitable[tuple[int, int]]:
+    def close_for_shutdown(self, close: Close, seconds: float) -> Awaitable[tuple[int, int]]:
         """
         Close all connections, since the process ends; handshakes in flight are rejected.
 
@@ -409,7 +409,7 @@ class ConnectionManager(ConnectionIndex):
         for connection in opening:
             connection.reject(close)
         self.timeouts = replace(self.timeouts, close=min(seconds, self.timeouts.close))
-        self._engine.ending = True
+        self._engine.shutting_down = True
         return self.close_now([*self.all(), *opening], close)
 
     def close_soon(self, connections: Iterable[TrackedConnection], close: Close) -> None:
@@ -427,7 +427,7 @@ class ConnectionManager(ConnectionIndex):
         """
         return self._engine.close_one(connection, close)
 
-    def remove_gone(self, connection: TrackedConnection) -> bool:
+    def remove_if_ended(self, connection: TrackedConnection) -> bool:
         """
         Remove a websocket that has ended by itself, as most have when their handlers leave; return
         whether nothing is left to wait for.
@@ -514,9 +514,9 @@ class ConnectionManager(ConnectionIndex):
         Raises:
             TypeError: If *data* is neither text nor bytes.
         """
-        if self._rests:
-            rests = self._rests
-            connections = [c for c in connections if not any(rest.closes(c) for rest in rests)]
+        if self._deferred:
+            orders = self._deferred
+            connections = [c for c in connections if not any(one.closes(c) for one in orders)]
         return self.pusher.push(connections, data, by_endpoint=by_endpoint)
 
     def _close_slow(self, connection: TrackedConnection) -> None:
@@ -524,12 +524,12 @@ class ConnectionManager(ConnectionIndex):
 
     # The tick
 
-    def attend(self, connection: TrackedConnection) -> None:
+    def check_each_tick(self, connection: TrackedConnection) -> None:
         """
         Check an open connection in every tick: its session is due within :data:`SOON` seconds.
         """
         if connection.state is OPEN and connection.transport is not None:
-            self.attended[connection] = None
+            self.checked_each_tick[connection] = None
 
     def _tick_later(self) -> None:
         # In an empty context: a request's would be kept alive as long as there are sockets.
@@ -541,35 +541,36 @@ class ConnectionManager(ConnectionIndex):
         Close connections that died while their handlers didn't receive, and call ``on_tick``.
 
         Most of the cost is fetching each connection from memory, so if there are many, each tick
-        checks a part of them; the attended ones, which can't wait, are checked in each.
+        checks a part of them, and :attr:`checked_each_tick`, which can't wait.
         """
-        served, attended = self.open.served(), self.attended
-        begin = self._looked_at if self._looked_at < len(served) else 0
-        self._looked_at = begin + max(LOOKED_AT, math.ceil(len(served) / TICKS))
-        part = [c for c in served[begin : self._looked_at] if c not in attended]
-        self._tick_row([*attended, *part], 0)
+        served, always = self.open.served(), self.checked_each_tick
+        begin = self._tick_position if self._tick_position < len(served) else 0
+        share = math.ceil(len(served) / TICKS_PER_ROUND)
+        self._tick_position = begin + max(CHECKED_AT_ONCE, share)
+        part = [c for c in served[begin : self._tick_position] if c not in always]
+        self._tick_batch([*always, *part], 0)
 
-    def _tick_row(self, served: Sequence[TrackedConnection], start: int) -> None:
+    def _tick_batch(self, served: Sequence[TrackedConnection], start: int) -> None:
         self._ticker = None
         now = time.monotonic()
         due: list[TrackedConnection] = []
-        end = start + LOOKED_AT
+        end = start + CHECKED_AT_ONCE
         for connection in served[start:end]:
             if connection.state is not OPEN:
                 continue
             transport, ws = connection.transport, connection.ws
             if transport is None:
                 if connection.request is not None:
-                    self._sweep(connection)
+                    self._close_dead(connection)
             # The engine hasn't closed it, since it is OPEN, so aiohttp's own flag is enough.
             elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and is_closed(ws)):
-                self._sweep(connection)
+                self._close_dead(connection)
             elif connection.check_at <= now + SOON:
-                self.attended[connection] = None
+                self.checked_each_tick[connection] = None
                 if connection.check_at <= now:
                     due.append(connection)
-            elif connection in self.attended and not connection.is_stream:
-                self.attended.pop(connection, None)
+            elif connection in self.checked_each_tick and not connection.is_stream:
+                self.checked_each_tick.pop(connection, None)
         for callback in tuple(self.on_tick):
             try:
                 callback(due)
@@ -578,11 +579,11 @@ class ConnectionManager(ConnectionIndex):
         if end < len(served):
             loop = asyncio.get_running_loop()
             context = contextvars.Context()
-            self._ticker = loop.call_soon(self._tick_row, served, end, context=context)
+            self._ticker = loop.call_soon(self._tick_batch, served, end, context=context)
         elif self.open.size or self.opening.size:
             self._tick_later()
 
-    def _sweep(self, connection: TrackedConnection) -> None:
+    def _close_dead(self, connection: TrackedConnection) -> None:
         """
         Close a connection that has died.
         """
@@ -604,7 +605,7 @@ class ConnectionManager(ConnectionIndex):
         self._engine.stop()
 
 
-def _mark(found: tuple[TrackedConnection, Close] | None) -> TrackedConnection | None:
+def _set_close_order(found: tuple[TrackedConnection, Close] | None) -> TrackedConnection | None:
     """
     Record the close of a connection, and return the connection.
     """

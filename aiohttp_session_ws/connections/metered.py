@@ -15,8 +15,8 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-MANY: Final = 100_000  # sessions whose rate is known at a time
-FUZZ: Final = 1e-6  # seconds of rounding error in sums of floats
+MAX_KEYS: Final = 100_000  # sessions whose rate is known at a time
+ROUNDING_ERROR: Final = 1e-6  # seconds of rounding error in sums of floats
 
 _DATA: Final = frozenset({WSMsgType.TEXT, WSMsgType.BINARY})
 
@@ -32,11 +32,11 @@ class Rate:
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.pause: float = 1 / per_second
-        self._early = max(0.0, 1.0 - self.pause) + FUZZ
+        self._burst = max(0.0, 1.0 - self.pause) + ROUNDING_ERROR
         self._clock = clock
         # When the next event would be due, if events were evenly spaced.
         self._due: ExpiringDict[Hashable, float] = ExpiringDict(
-            MANY, 2 * max(1.0, self.pause), clock=clock
+            MAX_KEYS, 2 * max(1.0, self.pause), clock=clock
         )
 
     def allows(self, key: Hashable) -> bool:
@@ -45,7 +45,7 @@ class Rate:
         """
         now = self._clock()
         due = max(now, self._due.peek(key) or 0.0)
-        if due - now > self._early:
+        if due - now > self._burst:
             return False
         self._due.put(key, due + self.pause)
         return True

@@ -40,7 +40,7 @@ class Pusher:
     Args:
         limit: How much a queue may hold.
         tasks: Runs the tasks that send queued messages.
-        give_up: Closes a connection whose queue has been full for too long.
+        close_slow: Closes a connection whose queue has been full for too long.
 
     Attributes:
         limit: How much a queue that is created from now on may hold; may be replaced.
@@ -50,11 +50,11 @@ class Pusher:
         self,
         limit: PushQueue,
         tasks: BackgroundTasks,
-        give_up: Callable[[TrackedConnection], None],
+        close_slow: Callable[[TrackedConnection], None],
     ) -> None:
         self.limit = limit
         self._tasks = tasks
-        self._give_up = give_up
+        self._close_slow = close_slow
 
     def push(
         self, connections: Iterable[TrackedConnection], data: Data, *, by_endpoint: bool = False
@@ -98,8 +98,8 @@ class Pusher:
                     sockets += 1
             else:
                 waiting.append(c)
-        for c in _once(waiting, connections) if waiting else ():
-            if _takes_frames(c):
+        for c in _without_duplicates(waiting, connections) if waiting else ():
+            if _can_send(c):
                 taken = self._queue_of(c).put(payload, opcode)
                 sockets += taken
                 missed += not taken
@@ -108,12 +108,12 @@ class Pusher:
     def _queue_of(self, connection: TrackedConnection) -> SendQueue:
         queue = connection.send_queue
         if not isinstance(queue, SendQueue):
-            queue = SendQueue(connection, self.limit, self._tasks, self._give_up)
+            queue = SendQueue(connection, self.limit, self._tasks, self._close_slow)
             connection.send_queue = queue
         return queue
 
 
-def _once(
+def _without_duplicates(
     waiting: Sequence[TrackedConnection], connections: Iterable[TrackedConnection]
 ) -> Iterable[TrackedConnection]:
     """
@@ -127,7 +127,7 @@ def _once(
     return [*(c for c in waiting if c.request is not None), *others.values()]
 
 
-def _takes_frames(connection: TrackedConnection) -> bool:
+def _can_send(connection: TrackedConnection) -> bool:
     """
     Return whether a queued message could be sent at all.
     """

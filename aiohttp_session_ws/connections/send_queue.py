@@ -20,7 +20,7 @@ from .connection import TrackedConnection
 __all__: list[str] = []
 
 _POLL: Final = 0.05  # seconds between two checks of a transport's buffer, which has no event
-_BLIND: Final = 1.0  # seconds to wait if there is no transport to check
+_BLIND_WAIT: Final = 1.0  # seconds to wait if there is no transport to check
 
 
 async def send_frame(connection: TrackedConnection, payload: bytes, opcode: WSMsgType) -> None:
@@ -48,7 +48,7 @@ async def _wait_drained(connection: TrackedConnection) -> None:
     """
     transport = connection.transport
     if transport is None:
-        await asyncio.sleep(_BLIND)
+        await asyncio.sleep(_BLIND_WAIT)
         return
     low, _ = transport.get_write_buffer_limits()
     while not transport.is_closing() and transport.get_write_buffer_size() > low:
@@ -66,15 +66,15 @@ class SendQueue:
         connection: The connection to send to.
         limit: How much it holds.
         tasks: Runs its task.
-        give_up: Closes a connection whose queue has been full for too long.
+        close_slow: Closes a connection whose queue has been full for too long.
     """
 
     __slots__ = (
         "_bytes",
+        "_close_slow",
         "_connection",
-        "_give_up",
+        "_deadline",
         "_limit",
-        "_overdue",
         "_queue",
         "_tasks",
         "_warned",
@@ -86,14 +86,14 @@ class SendQueue:
         connection: TrackedConnection,
         limit: PushQueue,
         tasks: BackgroundTasks,
-        give_up: Callable[[TrackedConnection], None],
+        close_slow: Callable[[TrackedConnection], None],
     ) -> None:
         self._queue: deque[tuple[bytes, WSMsgType]] = deque()
         self._bytes = 0
         self._connection = connection
-        self._give_up = give_up
+        self._close_slow = close_slow
         self._limit = limit
-        self._overdue: asyncio.TimerHandle | None = None  # runs while the queue is full
+        self._deadline: asyncio.TimerHandle | None = None  # runs while the queue is full
         self._tasks = tasks
         self._warned = False
         self._writer: asyncio.Task[None] | None = None
@@ -137,7 +137,7 @@ class SendQueue:
         """
         Set a deadline for the peer to catch up, the first time with a warning.
         """
-        if self._overdue is not None:
+        if self._deadline is not None:
             return
         if not self._warned:
             self._warned = True
@@ -148,9 +148,9 @@ class SendQueue:
                 self._limit.patience,
             )
         loop = asyncio.get_running_loop()
-        self._overdue = loop.call_later(
+        self._deadline = loop.call_later(
             self._limit.patience,
-            self._give_up,
+            self._close_slow,
             self._connection,
             context=contextvars.Context(),
         )
@@ -176,9 +176,9 @@ class SendQueue:
             self._stop_deadline()
 
     def _stop_deadline(self) -> None:
-        if self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def _empty(self) -> None:
         self._queue.clear()

@@ -28,7 +28,7 @@ _receive: Final[Any] = web.WebSocketResponse.receive
 is_closed: Final[Any] = web.WebSocketResponse.__dict__["closed"].fget
 
 #: How often a handler may read after the server has closed; aiohttp's limit is the same.
-_LAST_READS: Final = 5
+_READS_AFTER_CLOSE: Final = 5
 
 
 class ServedWebSocket(web.WebSocketResponse):
@@ -45,23 +45,23 @@ class ServedWebSocket(web.WebSocketResponse):
 
     Attributes:
         closed_with: The code with which this side began to close it.
-        heard_at: When its handler last called ``receive()``, by the event loop's clock.
+        last_receive_at: When its handler last called ``receive()``, by the event loop's clock.
     """
 
     # Slots, since its dictionary can't take more names without a key table of its own.
-    __slots__ = ("_ended", "_last_receive", "closed_with", "heard_at")
+    __slots__ = ("_ended", "_last_receive", "closed_with", "last_receive_at")
 
     _ended: int  # 0; once the engine has closed it, 1 and the number of reads since then
     _last_receive: CoroutineType[Any, Any, WSMessage] | None
     closed_with: int | None
-    heard_at: float | None
+    last_receive_at: float | None
 
     def __init__(self, **options: Any) -> None:
         _init(self, **options)
         self._ended = 0
         self._last_receive = None
         self.closed_with = None
-        self.heard_at = None
+        self.last_receive_at = None
 
     # aiohttp's do the same, but are written in Python; the index uses them all the time.
     __hash__ = object.__hash__
@@ -124,7 +124,7 @@ class ServedWebSocket(web.WebSocketResponse):
         Receive as aiohttp does.
         """
         # Not a coroutine of its own, which would cost an idle socket half a kilobyte.
-        self.heard_at = _monotonic()
+        self.last_receive_at = _monotonic()
         if self._ended:
             return self._receive_end()
         self._last_receive = receive = _receive(self, timeout)
@@ -132,7 +132,7 @@ class ServedWebSocket(web.WebSocketResponse):
 
     async def _receive_end(self) -> WSMessage:
         self._ended += 1
-        if self._ended > _LAST_READS:
+        if self._ended > _READS_AFTER_CLOSE:
             await asyncio.sleep(0)  # so that a handler in an endless loop can be cancelled
             raise RuntimeError("the websocket is closed: leave the handler, or 'async for' does")
         return WSMessage(WSMsgType.CLOSED, None, None)

@@ -541,7 +541,7 @@ class Core:
             except Exception:
                 log.exception("draining at shutdown failed")
         try:
-            await self.connections.close_for_good(GOING_AWAY, SHUTDOWN_CLOSE)
+            await self.connections.close_for_shutdown(GOING_AWAY, SHUTDOWN_CLOSE)
             if self.overrides.close_all:
                 await maybe_await(self.hooks.close_all())
         except Exception:

@@ -317,7 +317,7 @@ class Effects:
 
     def _close_unjudged(self, unjudged: UnjudgedSockets) -> Awaitable[tuple[int, int]]:
         unjudged.when_judged(lambda: self._recheck_later(unjudged.replaced))
-        return self._connections.close_rest(unjudged)
+        return self._connections.close_deferred(unjudged)
 
     async def _report(
         self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, effect: Effect
@@ -355,7 +355,7 @@ class Effects:
             (c, RECONNECT) if c.state is OPEN and core.close_for(core.status_of(c)) else None
             for c in replaced
         )
-        _ = self._connections.close_found(found, len(replaced))
+        _ = self._connections.close_each(found, len(replaced))
 
     def apply_missed(self, changes: Sequence[Change]) -> None:
         """

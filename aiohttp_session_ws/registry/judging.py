@@ -79,7 +79,7 @@ class Judge:
         """
         c, order = connection, self._order
         key: tuple[object, ...] = c.lineage, c.session_ws_id, c.identity
-        if c.seldom is not None:
+        if c.sparse is not None:
             key = *key, c.labels, c.proven
         if key not in self._judged:
             self._judged[key] = self._core.status_of(connection)
@@ -116,7 +116,7 @@ def closes_in_any_case(
     """
     if must_reconnect:
         return True
-    if len(changes) != 1 or type(changes[0]) is not SubjectEnded or connection.seldom is not None:
+    if len(changes) != 1 or type(changes[0]) is not SubjectEnded or connection.sparse is not None:
         return False
     (kind, value), before, _ = changes[0]
     own = connection.session_ws_id if kind == "id" else connection.identity

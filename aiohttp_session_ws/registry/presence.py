@@ -114,7 +114,7 @@ class Presence:
         for connection in self._core.connections.open:
             if connection.identity is not None:
                 found.add(connection.identity)
-            if connection.seldom is not None and connection.proven is not None:
+            if connection.sparse is not None and connection.proven is not None:
                 found.add(connection.proven[0])
         return found
 

@@ -169,7 +169,7 @@ class Revalidator:
         session no longer belongs to its identity.
         """
         lifetime = self._core.expiry.max_lifetime
-        if lifetime is None and connection.seldom is None:
+        if lifetime is None and connection.sparse is None:
             return math.inf  # the common case
         until = connection.until - time.time() + time.monotonic()
         if lifetime is None or connection.opened_at is None:
@@ -182,7 +182,7 @@ class Revalidator:
         """
         connection.check_at = at = min(due, self._deadline(connection))
         if at <= time.monotonic() + SOON:
-            self._core.connections.attend(connection)
+            self._core.connections.check_each_tick(connection)
 
     def tick(self, due: Sequence[TrackedConnection]) -> None:
         """

@@ -125,7 +125,7 @@ class Handshake:
             if self._is_asked(context):
                 await self._ask(context, connection)
             await self._upgrade(connection)
-            if connection.seldom is not None and connection.rejected_with is not None:
+            if connection.sparse is not None and connection.rejected_with is not None:
                 # By an order that was given meanwhile.
                 await core.connections.wait_closed(connection, connection.rejected_with)
                 raise SessionWSClosed(connection.ws)
@@ -295,7 +295,7 @@ class Handshake:
         """
         if self.core.drainer.refuses:
             raise Unavailable("draining", "websocket refused: the server is stopping")
-        if connection.seldom is not None and connection.rejected_with is not None:
+        if connection.sparse is not None and connection.rejected_with is not None:
             raise HandshakeRefused(connection.rejected_with)
 
     async def _identify(self, context: RequestContext, connection: TrackedConnection) -> None:

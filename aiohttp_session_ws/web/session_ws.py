@@ -141,7 +141,7 @@ class SessionWS:
             connections.handler_exited(connection)
             self._context.leave()
             try:
-                if not connections.remove_gone(connection):
+                if not connections.remove_if_ended(connection):
                     await self._close(error)
             finally:
                 if not self._context.behind_middleware:

@@ -257,7 +257,7 @@ class TestRudeClients:
         peer = await Reader.get(site, path, browser.cookie)
         await until(lambda: feed.running)
         found = connections(site.registry)
-        attended = list(inspect(site.registry).connections.attended)
+        attended = list(inspect(site.registry).connections.checked_each_tick)
         peer.vanish()
 
         assert attended == found  # checked at each tick, however many others there are

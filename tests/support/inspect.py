@@ -82,7 +82,7 @@ def waiting(connection: TrackedConnection) -> list[bytes]:
 def patience_of(connection: TrackedConnection) -> asyncio.TimerHandle | None:
     """Return the timer that runs while the send queue of a connection is full."""
     queue = connection.send_queue
-    return queue._overdue if isinstance(queue, SendQueue) else None
+    return queue._deadline if isinstance(queue, SendQueue) else None
 
 
 def _reader(ws: WebSocket) -> Reader:

@@ -98,7 +98,7 @@ class Served:
             self.left.append(connection)
             self.manager.handler_exited(connection)
             serving.clear()
-            if not self.manager.remove_gone(connection):
+            if not self.manager.remove_if_ended(connection):
                 await self.manager.wait_closed(connection, connection.close_order or NORMAL)
         return ws
 

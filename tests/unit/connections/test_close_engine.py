@@ -112,7 +112,7 @@ class TestFrames:
 
     async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who answers while frames are written is closed when all are, some at a time."""
-        monkeypatch.setattr(closing, "ROW", 1)
+        monkeypatch.setattr(closing, "BATCH", 1)
         monkeypatch.setattr(closing, "AT_ONCE", 0)
         monkeypatch.setattr(closing, "SLICE", 1)
         async with served() as s:

@@ -303,7 +303,7 @@ class TestRemoveGone:
         async with served() as s:
             _, connection = await s.connect()
 
-            assert not s.manager.remove_gone(connection)
+            assert not s.manager.remove_if_ended(connection)
             assert connection.state is OPEN
 
     async def test_one_that_somebody_is_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +315,7 @@ class TestRemoveGone:
             peer.vanish()
             await until(lambda: connection.disconnected)
 
-            assert not s.manager.remove_gone(connection)
+            assert not s.manager.remove_if_ended(connection)
             assert s.manager.open.size == 1
 
     async def test_one_that_an_order_closes(self) -> None:
@@ -323,11 +323,11 @@ class TestRemoveGone:
         async with served() as s:
             peer, connection = await s.connect("/deaf")
             closed = s.manager.close_now([connection], SESSION_ENDED)
-            early = s.manager.remove_gone(connection)
+            early = s.manager.remove_if_ended(connection)
             _ = await answer(peer)
             await until(lambda: connection.state is CLOSED)
 
-            assert (early, s.manager.remove_gone(connection)) == (False, False)
+            assert (early, s.manager.remove_if_ended(connection)) == (False, False)
             assert connection.task is not None
             connection.task.cancel()
             assert await closed == (0, 0)
@@ -382,7 +382,7 @@ class TestTick:
 
     async def test_a_few_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where there are many, others have their turn in between, and all are looked at."""
-        monkeypatch.setattr(manager_module, "LOOKED_AT", 1)
+        monkeypatch.setattr(manager_module, "CHECKED_AT_ONCE", 1)
         seen: list[Sequence[TrackedConnection]] = []
         async with served() as s:
             s.manager.on_tick.append(seen.append)
@@ -395,7 +395,7 @@ class TestTick:
 
     async def test_where_there_are_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A part of them is looked at each time, and all within some."""
-        monkeypatch.setattr(manager_module, "LOOKED_AT", 1)
+        monkeypatch.setattr(manager_module, "CHECKED_AT_ONCE", 1)
         async with served(QUICK) as s:
             connected = [await s.connect("/deaf") for _ in range(9)]
             for peer, _ in connected:
@@ -407,7 +407,7 @@ class TestTick:
 
     async def test_who_cannot_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Those whose check comes soon are looked at each time, but not beyond that."""
-        monkeypatch.setattr(manager_module, "LOOKED_AT", 1)
+        monkeypatch.setattr(manager_module, "CHECKED_AT_ONCE", 1)
         looks: list[Sequence[TrackedConnection]] = []
         async with served() as s:
             s.manager.on_tick.append(looks.append)
@@ -416,9 +416,9 @@ class TestTick:
             await until(lambda: [one] in looks)
             looks.clear()
             await until(lambda: looks.count([one]) >= 8)
-            took, attended = len(looks), set(s.manager.attended)
+            took, attended = len(looks), set(s.manager.checked_each_tick)
             one.check_at = math.inf
-            await until(lambda: not s.manager.attended)
+            await until(lambda: not s.manager.checked_each_tick)
 
             # Of 22 six are looked at each time, so that one alone would be every 22 looks.
             assert (attended, took < 8 * 12) == ({one}, True)
@@ -428,12 +428,12 @@ class TestTick:
         """It is kept no longer than it is filed, whenever somebody asks for its check."""
         async with served() as s:
             peer, connection = await s.connect()
-            s.manager.attend(connection)
+            s.manager.check_each_tick(connection)
             _ = await asyncio.gather(answer(peer), s.manager.close_now([connection], NORMAL))
-            at_once = set(s.manager.attended)
-            s.manager.attend(connection)  # a check of it may end by now
+            at_once = set(s.manager.checked_each_tick)
+            s.manager.check_each_tick(connection)  # a check of it may end by now
 
-            assert (at_once, set(s.manager.attended)) == (set(), set())
+            assert (at_once, set(s.manager.checked_each_tick)) == (set(), set())
 
     async def test_one_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
         """A callback that fails is logged, and stops no other."""

@@ -135,7 +135,7 @@ class TestSharedWaiting:
         self, live: SessionWSRegistry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The writer for what was registered by hand goes on after a while."""
-        monkeypatch.setattr(send_queue, "_BLIND", 0)
+        monkeypatch.setattr(send_queue, "_BLIND_WAIT", 0)
         waiter = asyncio.get_running_loop().create_future()
 
         class Shared(SlowSocket):

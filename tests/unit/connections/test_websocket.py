@@ -54,7 +54,7 @@ class TestOpen:
             go.set()
             await until(lambda: connection.ws.receiving)
 
-            assert connection.ws.heard_at is not None
+            assert connection.ws.last_receive_at is not None
 
     async def test_closed_by_its_handler(self) -> None:
         """It remembers the code, and that this side began."""

@@ -63,7 +63,7 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effects, "JUDGED_AT_ONCE", 1)
     monkeypatch.setattr(closing, "AT_ONCE", 0)
     monkeypatch.setattr(closing, "SLICE", 1)
-    monkeypatch.setattr(closing, "ROW", 1)
+    monkeypatch.setattr(closing, "BATCH", 1)
 
 
 @pytest.fixture
@@ -189,13 +189,13 @@ def test_certain() -> None:
     clock = Clock(wall=lambda: 2.0, monotonic=lambda: 0.0)
     for _ in range(3000):
         records, lineage = Records(), Lineage("t", rng.randrange(3), rng.uniform(0, 3))
-        identity, seldom = rng.choice([None, "ann"]), rng.random() < 0.2
+        identity, sparse = rng.choice([None, "ann"]), rng.random() < 0.2
         connection: Any = SimpleNamespace(
             state=OPEN,
             lineage=lineage,
             session_ws_id="x",
             identity=identity,
-            seldom={} if seldom else None,
+            sparse={} if sparse else None,
             labels=(),
             proven=None,
         )

@@ -201,7 +201,7 @@ class FakeNode:
 
     def have(self, *identities: object) -> None:
         """Have sockets of these, and of nobody else."""
-        self.open = [SimpleNamespace(identity=who, seldom=None) for who in identities]
+        self.open = [SimpleNamespace(identity=who, sparse=None) for who in identities]
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ class TestConnections:
             (connection,) = connections(registry)
             assert connection.opened_at is not None
             connection.opened_at -= 1000.0
-            connection.ws.heard_at = loop.time() - 100.0
+            connection.ws.last_receive_at = loop.time() - 100.0
             (info,) = await registry.connections()
             assert info.idle == pytest.approx(100.0, abs=PATIENCE)
             await ws.send_str("still there?")

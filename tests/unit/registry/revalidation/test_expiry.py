@@ -61,7 +61,7 @@ class TestExpiry:
         (due, _), late = scene.dues, scene.connections[1]
 
         assert 0 < due < SOON
-        assert late in inspect(scene.registry).connections.attended
+        assert late in inspect(scene.registry).connections.checked_each_tick
 
     async def test_seen_shortly_before(self, start: Start, storage: AbstractStorage) -> None:
         """A check right before the end doesn't put it off."""
