@@ -17,7 +17,7 @@ __all__: list[str] = []
 
 log: Final = logging.getLogger("aiohttp_session_ws")
 
-_KINDS: Final = 1000  # kinds of lines that are remembered at a time
+_MAX_KINDS: Final = 1000  # kinds of lines that are remembered at a time
 
 
 def fingerprint(subject: Hashable) -> str:
@@ -52,7 +52,7 @@ class OncePerMinute:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         # Bounded, since a kind may be chosen by a client.
-        self._logged: ExpiringDict[Hashable, bool] = ExpiringDict(_KINDS, 60.0, clock=clock)
+        self._logged: ExpiringDict[Hashable, bool] = ExpiringDict(_MAX_KINDS, 60.0, clock=clock)
 
     def allows(self, kind: Hashable) -> bool:
         """

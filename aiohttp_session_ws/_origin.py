@@ -20,9 +20,9 @@ from .typing import Origins
 __all__: list[str] = []
 
 _ORIGIN: Final = re.compile(r"(https?)://([^/?#@\s\\]+)", re.IGNORECASE)
-_REMEMBERED: Final = 1000  # origins, accepted or refused; clients can send any
-_LINES: Final = 10  # log lines per minute
-_SHOWN: Final = 200  # characters of a client's header in a log line or an answer
+_MAX_ORIGINS: Final = 1000  # origins, accepted or refused; clients can send any
+_MAX_LINES: Final = 10  # log lines per minute
+_MAX_SHOWN: Final = 200  # characters of a client's header in a log line or an answer
 
 Origin: TypeAlias = tuple[str, str, int]  # scheme, host, port
 
@@ -79,10 +79,10 @@ class OriginPolicy:
         self._allowed = _expect_origins(origins)
         # Header values that were accepted before: spares parsing two URLs on each handshake.
         self._accepted: set[tuple[str, str, str]] = set()
-        self._lines = OncePerMinute()
-        self._warned: ExpiringDict[str, bool] = ExpiringDict(_REMEMBERED, math.inf)
+        self._log_limit = OncePerMinute()
+        self._warned: ExpiringDict[str, bool] = ExpiringDict(_MAX_ORIGINS, math.inf)
 
-    def knows(self, request: web.Request) -> bool:
+    def accepted_before(self, request: web.Request) -> bool:
         """
         Return whether the page's origin has been accepted before, so that no check is needed.
         """
@@ -117,7 +117,7 @@ class OriginPolicy:
         sent = headers.getall(hdrs.ORIGIN)
         if len(sent) > 1 or not self._matches(*key):
             raise Forbidden("origin", self._refusal(sent, host))
-        if len(self._accepted) >= _REMEMBERED:
+        if len(self._accepted) >= _MAX_ORIGINS:
             self._accepted.clear()
         self._accepted.add(key)
 
@@ -137,14 +137,14 @@ class OriginPolicy:
         """
         Return why a handshake is refused; log it once per origin, at most ten per minute.
         """
-        sent, host = ", ".join(origins)[:_SHOWN], host[:_SHOWN]
+        sent, host = ", ".join(origins)[:_MAX_SHOWN], host[:_MAX_SHOWN]
         text = (
             f"websocket refused: the page's Origin {sent!r} is not the Host {host!r}. If a"
             " proxy stands between, let it pass the Host header on; if the page is meant to come"
             " from elsewhere, name its origin in SessionWSRegistry(origins=[...])."
         )
         # The rate is limited, since a client can send any number of different origins.
-        if sent not in self._warned and any(map(self._lines.allows, range(_LINES))):
+        if sent not in self._warned and any(map(self._log_limit.allows, range(_MAX_LINES))):
             self._warned.put(sent, True)
             log.warning("%s", text)
         return text

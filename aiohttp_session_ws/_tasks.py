@@ -20,7 +20,7 @@ __all__: list[str] = []
 T = TypeVar("T")
 
 _FIRST_PAUSE: Final = 0.1  # seconds before the first restart
-_LONGEST_PAUSE: Final = 30.0
+_MAX_PAUSE: Final = 30.0
 
 
 async def maybe_await(value: Any) -> Any:
@@ -94,7 +94,7 @@ async def supervise(
         else:
             return
         await sleep(pause * random.uniform(0.8, 1.2))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _MAX_PAUSE)
 
 
 class BackgroundTasks:
@@ -156,6 +156,6 @@ class BackgroundTasks:
         for task in tasks:
             task.cancel()
         if tasks:
-            _, stubborn = await asyncio.wait(tasks, timeout=timeout)
-            for task in stubborn:
+            _, still_running = await asyncio.wait(tasks, timeout=timeout)
+            for task in still_running:
                 log.warning("a task goes on though it was cancelled: %s", task.get_name())

@@ -27,7 +27,7 @@ __all__: list[str] = []
 DONE: Final = 0
 UNSURE: Final = 1
 USAGE: Final = 2
-AWAY: Final = 3
+NO_REDIS: Final = 3
 INTERRUPTED: Final = 130  # the exit code that shells report for a process ended by SIGINT
 
 Give: TypeAlias = Callable[..., Coroutine[Any, Any, CloseReport]]
@@ -39,7 +39,7 @@ class HashNotFound(Exception):
     """
 
 
-AGAIN: Final = 0.1  # seconds before the processes are asked again
+RETRY_PAUSE: Final = 0.1  # seconds before the processes are asked again
 HASH: Final = re.compile(r"[0-9a-f]{12}")  # as fingerprint() makes them
 NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -53,38 +53,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer = asyncio.run(run(options))
     except RedisUnavailable as exc:
-        _complain(str(exc))
-        return AWAY
+        _print_error(str(exc))
+        return NO_REDIS
     except HashNotFound as exc:
-        _complain(str(exc))
+        _print_error(str(exc))
         return UNSURE
     except (ValueError, InvalidSessionWSId, InvalidIdentity) as exc:  # or the URL
-        _complain(str(exc))
+        _print_error(str(exc))
         return USAGE
     except BrokenPipeError:
-        _let_go()
+        _discard_output()
         return DONE
     except KeyboardInterrupt:
         if options.command == "watch":
             return DONE  # Ctrl-C is the usual way to end it
-        _complain("interrupted; an order may or may not have been given")
+        _print_error("interrupted; an order may or may not have been given")
         return INTERRUPTED
     for note in answer.notes:
-        _complain(note)
+        _print_error(note)
     try:
         if options.command != "watch":
             show(answer.text(as_json=options.json))
     except BrokenPipeError:
-        _let_go()
+        _discard_output()
     return UNSURE if answer.notes else DONE
 
 
-def _let_go() -> None:
+def _discard_output() -> None:
     # The reader has closed the pipe. Without this, Python reports another error at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"aiohttp_session_ws: {text}", file=sys.stderr)  # noqa: T201  that's what it's for
 
 
@@ -109,16 +109,16 @@ async def run(options: Options) -> Answer:
             case "count":
                 count, nodes = await asyncio.gather(registry.count(), registry.nodes())
                 complete = count.complete and nodes.complete
-                return of_count(count, _asked(nodes, options, complete=complete))
+                return of_count(count, _incomplete(nodes, options, complete=complete))
             case "nodes":
                 nodes = await registry.nodes()
-                return of_nodes(nodes, _asked(nodes, options, complete=nodes.complete))
+                return of_nodes(nodes, _incomplete(nodes, options, complete=nodes.complete))
             case "stats":
                 stats = await registry.cluster_stats()
-                return of_stats(stats, _asked(stats, options, complete=stats.complete))
+                return of_stats(stats, _incomplete(stats, options, complete=stats.complete))
             case "watch":
                 stats = await watch(registry, options)
-                return Answer((), {}, _asked(stats, options, complete=stats.complete))
+                return Answer((), {}, _incomplete(stats, options, complete=stats.complete))
         if options.socket is not None:
             return await _close_one(registry, options.socket, options)
         return await _order(registry, options)
@@ -136,7 +136,7 @@ async def _connections(registry: RedisSessionWSRegistry, options: Options) -> An
         found = await asyncio.gather(*questions)
     infos = sorted({info for some in found for info in some}, key=lambda info: info.opened_at)
     complete = nodes.complete and all(some.complete for some in (everything, *found))
-    notes = _asked(nodes, options, complete=complete)
+    notes = _incomplete(nodes, options, complete=complete)
     if not known:
         notes.append("no open socket has this hash")
     return of_connections(Snapshot(infos), notes, show_ids=options.show_ids)
@@ -152,7 +152,7 @@ async def _close_one(registry: RedisSessionWSRegistry, socket: str, options: Opt
 
 
 async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:
-    key, subjects, known = await _whom(registry, options)
+    key, subjects, known = await _find(registry, options)
     report = await _give(registry, options, key, subjects)
     notes = []
     if not known:
@@ -168,17 +168,17 @@ async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:
 
 def _unanswered(report: CloseReport, options: Options) -> list[str]:
     if not report.nodes_expected:
-        return [_nobody(options)]
+        return [_no_process(options)]
     if report.complete:
         return []
     missing = report.nodes_expected - report.nodes_answered
     return [
         f"{missing} of {report.nodes_expected} processes didn't answer within {options.wait:g} s"
-        f"{_or_cannot(options)}; they see to it when they can, ask again with `connections`"
+        f"{_or_unable(options)}; they see to it when they can, ask again with `connections`"
     ]
 
 
-def _or_cannot(options: Options) -> str:
+def _or_unable(options: Options) -> str:
     """
     Return why a process may be unable to answer at all, as part of a message.
     """
@@ -219,13 +219,13 @@ def _sum(reports: Sequence[CloseReport]) -> CloseReport:
     )
 
 
-def _asked(nodes: Nodes | ClusterStats, options: Options, *, complete: bool) -> list[str]:
+def _incomplete(nodes: Nodes | ClusterStats, options: Options, *, complete: bool) -> list[str]:
     if not complete:
-        return [f"not all processes answered in time{_or_cannot(options)}: there may be more"]
-    return [] if nodes else [_nobody(options)]
+        return [f"not all processes answered in time{_or_unable(options)}: there may be more"]
+    return [] if nodes else [_no_process(options)]
 
 
-def _nobody(options: Options) -> str:
+def _no_process(options: Options) -> str:
     return (
         "no process has given a sign of life within 15 seconds: do they run, with this Redis"
         f" and the prefix {options.prefix!r}?"
@@ -235,7 +235,7 @@ def _nobody(options: Options) -> str:
 # Resolving ids, identities and hashes
 
 
-async def _whom(registry: RedisSessionWSRegistry, options: Options) -> tuple[str, list[Any], bool]:
+async def _find(registry: RedisSessionWSRegistry, options: Options) -> tuple[str, list[Any], bool]:
     text = options.session if options.session is not None else options.identity
     if options.json_ids or not HASH.fullmatch(text or ""):
         return resolve(options, ())
@@ -251,7 +251,7 @@ async def _whom(registry: RedisSessionWSRegistry, options: Options) -> tuple[str
                 f"not all processes answered within {options.wait:g} s, and none knows this hash:"
                 " nothing was ordered; try again, with a longer --wait, or the id and --json-ids"
             )
-        await asyncio.sleep(AGAIN)  # without Redis, connections() returns at once
+        await asyncio.sleep(RETRY_PAUSE)  # without Redis, connections() returns at once
 
 
 def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Any], bool]:
@@ -271,12 +271,12 @@ def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list
     """
     if options.label is not None:
         name, text = options.label
-        values = [_read(text)] if options.json_ids else _literals(text)
+        values = [_decode_json(text)] if options.json_ids else _literals(text)
         return "label", [(name, value) for value in values], True
     key = "identity" if options.session is None else "session_ws_id"
     text = str(options.identity if options.session is None else options.session)
     if options.json_ids:
-        return key, [_read(text)], True
+        return key, [_decode_json(text)], True
     literals = _literals(text)
     if not HASH.fullmatch(text):
         return key, literals, True
@@ -292,7 +292,7 @@ def _literals(text: str) -> list[Hashable]:
     return [text, int(text)] if NUMBER.fullmatch(text) else [text]
 
 
-def _read(text: str) -> Hashable:
+def _decode_json(text: str) -> Hashable:
     try:
         return decode(text)
     except (ValueError, RecursionError):

@@ -23,7 +23,7 @@ from ..results import (
 
 __all__: list[str] = []
 
-WIDEST: Final = 60  # characters of one column
+MAX_WIDTH: Final = 60  # characters of one column
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def _cell(text: str) -> str:
     Return *text* safe for a terminal and not too wide: paths come from clients.
     """
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return safe if len(safe) <= WIDEST else safe[: WIDEST - 1] + "…"
+    return safe if len(safe) <= MAX_WIDTH else safe[: MAX_WIDTH - 1] + "…"
 
 
 def span(seconds: float) -> str:

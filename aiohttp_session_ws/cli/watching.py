@@ -75,8 +75,8 @@ def screen(stats: ClusterStats, before: ClusterStats | None, every: float) -> li
     if before is None:
         return lines
     total, was = _comparable(stats, before)
-    closes = _news(total.closes, was.closes)
-    refusals = _news(total.refusals, was.refusals)
+    closes = _growth(total.closes, was.closes)
+    refusals = _growth(total.refusals, was.refusals)
     orders = max(0, total.orders_given - was.orders_given)
     rows = [[f"closed by {by} with {code}", str(n)] for (by, code), n in closes.items()]
     rows += [[f"refused: {word}", str(n)] for word, n in refusals.items()]
@@ -98,7 +98,7 @@ def _comparable(stats: ClusterStats, before: ClusterStats) -> tuple[Stats, Stats
     return ClusterStats(now).total, ClusterStats(was).total
 
 
-def _news(now: Mapping[Any, int], before: Mapping[Any, int]) -> dict[Any, int]:
+def _growth(now: Mapping[Any, int], before: Mapping[Any, int]) -> dict[Any, int]:
     """
     Return the counters that have grown, and by how much.
     """

@@ -185,9 +185,9 @@ class Connection:
             TypeError: If *close* is neither, or *reason* is not a string.
             ValueError: If a close frame cannot carry them.
         """
-        told = as_close(close, reason, NORMAL)
+        checked_close = as_close(close, reason, NORMAL)
         if isinstance(self, TrackedConnection) and self.closer is not None:  # it is in an index
-            await self.closer.close_connection(self, told)
+            await self.closer.close_connection(self, checked_close)
 
 
 class TrackedConnection(Connection):

@@ -28,7 +28,7 @@ __all__: list[str] = []
 #: data stays in aiohttp's buffer, and finally with the client.
 AHEAD_MESSAGES: Final = 64
 AHEAD_BYTES: Final = 65_536
-BUSY: Final = 0.05  # seconds that a handler may be busy before a task reads in its place
+BUSY_AFTER: Final = 0.05  # seconds that a handler may be busy before a task reads in its place
 
 _TEXT: Final = WSMsgType.TEXT
 _BINARY: Final = WSMsgType.BINARY
@@ -50,8 +50,8 @@ class Reader:
     """
 
     __slots__ = (
-        "_ahead",
-        "_busy",
+        "_ahead_task",
+        "_busy_timer",
         "_manager",
         "_queue",
         "_receiving",
@@ -69,9 +69,9 @@ class Reader:
         self._queue: list[str | bytes] | None = None  # messages that were read ahead
         self._size = 0  # their total size
         self._receiving = False
-        self._ahead: asyncio.Task[None] | None = None
-        self._busy: asyncio.TimerHandle | None = None  # checks whether the handler is
-        self._look_later()
+        self._ahead_task: asyncio.Task[None] | None = None
+        self._busy_timer: asyncio.TimerHandle | None = None  # checks whether the handler is
+        self._check_busy_later()
 
     @property
     def tasks(self) -> BackgroundTasks:
@@ -106,8 +106,8 @@ class Reader:
                     and response.closed_with is None
                 ):
                     return self._take(self._queue)
-                if self._ahead is not None and not self._ahead.done():
-                    await asyncio.wait({self._ahead})  # it ends with the next message
+                if self._ahead_task is not None and not self._ahead_task.done():
+                    await asyncio.wait({self._ahead_task})  # it ends with the next message
                     continue
                 if self.disconnected and response.closed:
                     break
@@ -116,12 +116,12 @@ class Reader:
                     data: str | bytes = message.data
                     return data
                 if message.type in _ENDS:
-                    self._note(message)
+                    self._set_reason(message)
                     break
         finally:
             self._receiving = False
-            if self._busy is None and not response.closed:
-                self._look_later()
+            if self._busy_timer is None and not response.closed:
+                self._check_busy_later()
         disconnect = self.disconnect()
         raise StopAsyncIteration if iterates else disconnect
 
@@ -146,22 +146,22 @@ class Reader:
         """
         Stop reading ahead, since whatever closes the socket reads by itself.
         """
-        if self._busy is not None:
-            self._busy.cancel()
-        if self._ahead is not None and not self._ahead.done():
-            self._ahead.cancel()
-            await asyncio.wait({self._ahead})
+        if self._busy_timer is not None:
+            self._busy_timer.cancel()
+        if self._ahead_task is not None and not self._ahead_task.done():
+            self._ahead_task.cancel()
+            await asyncio.wait({self._ahead_task})
 
-    def _look_later(self) -> None:
-        self._busy = asyncio.get_running_loop().call_later(BUSY, self._look)
+    def _check_busy_later(self) -> None:
+        self._busy_timer = asyncio.get_running_loop().call_later(BUSY_AFTER, self._check_busy)
 
-    def _look(self) -> None:
-        self._busy = None
-        idle = self._ahead is None or self._ahead.done()
+    def _check_busy(self) -> None:
+        self._busy_timer = None
+        idle = self._ahead_task is None or self._ahead_task.done()
         if idle and self._has_room() and not (self._receiving or self.connection.ws.closed):
             # In an empty context: a request's would be kept alive as long as the handler is busy.
             context = contextvars.Context()
-            self._ahead = self.tasks.spawn(self._read_ahead(), "read ahead", context)
+            self._ahead_task = self.tasks.spawn(self._read_ahead(), "read ahead", context)
 
     def _has_room(self) -> bool:
         return len(self._queue or ()) < AHEAD_MESSAGES and self._size < AHEAD_BYTES
@@ -179,7 +179,7 @@ class Reader:
                     return
                 continue
             if message.type in _ENDS:
-                self._note(message)
+                self._set_reason(message)
                 return
             if message.type is _TEXT or message.type is _BINARY:
                 if self._queue is None:
@@ -194,7 +194,7 @@ class Reader:
         self._size -= len(data)
         return data
 
-    def _note(self, end: WSMessage) -> None:
+    def _set_reason(self, end: WSMessage) -> None:
         if end.type is WSMsgType.CLOSE:
             self.reason = end.extra or ""
         elif end.type is WSMsgType.ERROR:

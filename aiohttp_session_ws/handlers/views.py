@@ -24,7 +24,7 @@ from ..typing import WebSocketHook, WebSocketOptions
 from ..web.lookup import core_from
 from ..web.refusal import report_refusal
 from ..web.session_ws import end_of
-from .websocket import WebSocket, has_begun, leave, reader_of
+from .websocket import WebSocket, exit_session_ws, has_begun, reader_of
 
 __all__ = ["WebSocketView", "websocket_handler"]
 
@@ -135,7 +135,7 @@ class WebSocketView(web.View):
         """
         Serve the socket.
         """
-        return converse(self.request, self._talk, self.options)
+        return converse(self.request, self._run_callbacks, self.options)
 
     async def on_open(self) -> None:
         """
@@ -167,7 +167,7 @@ class WebSocketView(web.View):
         """
         await self.ws.send_json(data, dumps)
 
-    async def _talk(self, ws: WebSocket) -> None:
+    async def _run_callbacks(self, ws: WebSocket) -> None:
         self.ws = ws
         if ws.connecting:
             await ws.connect()
@@ -209,12 +209,12 @@ async def converse(
                         raise
                 if text and core.signals.on_response:
                     await _finish(core, ws)
-            _expect_answer(ws, handler, answer)
+            _expect_response(ws, handler, answer)
         except BaseException as exc:
             if not is_disconnect(ws, exc):
-                await leave(ws, exc)
+                await exit_session_ws(ws, exc)
                 raise
-        await leave(ws, None)
+        await exit_session_ws(ws, None)
     except SessionWSClosed as closed:
         return closed.response
     except BaseException as exc:
@@ -252,7 +252,7 @@ async def _finish(core: Core, ws: WebSocket) -> None:
                 raise
 
 
-def _expect_answer(ws: WebSocket, handler: Hook, answer: object) -> None:
+def _expect_response(ws: WebSocket, handler: Hook, answer: object) -> None:
     if answer is not None and not isinstance(answer, web.StreamResponse):
         raise TypeError(
             f"the websocket handler {handler!r} returned {type(answer).__name__}: it returns None"
@@ -294,5 +294,5 @@ async def _report_refusal(core: Core, request: web.Request, error: BaseException
         error = exc
         raise
     finally:
-        told = isinstance(error, Forbidden | asyncio.CancelledError)
-        await report_refusal(core, request, error, None if told else "handler")
+        has_reason = isinstance(error, Forbidden | asyncio.CancelledError)
+        await report_refusal(core, request, error, None if has_reason else "handler")

@@ -179,7 +179,7 @@ class WebSocket:
             WebSocketStateError: If it isn't connected yet, or another task is receiving.
         """
         # Not a coroutine around it, which would cost memory for each socket that waits.
-        return _refuse() if self._reader is None else self._reader.receive()
+        return _not_connected() if self._reader is None else self._reader.receive()
 
     async def receive_json(self, loads: JSONDecoder = json.loads) -> Any:
         """
@@ -198,7 +198,7 @@ class WebSocket:
 
     def __anext__(self) -> Coroutine[Any, Any, str | bytes]:
         # It must not raise here: CPython 3.11 crashes in anext(ws, default).
-        return _refuse() if self._reader is None else self._reader.receive(iterates=True)
+        return _not_connected() if self._reader is None else self._reader.receive(iterates=True)
 
     def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
         """
@@ -256,10 +256,10 @@ class WebSocket:
             TypeError: If *close* is neither, or *reason* is not a string.
             ValueError: If a close frame cannot carry them.
         """
-        told = as_close(close, reason, NORMAL)
+        checked_close = as_close(close, reason, NORMAL)
         self._began = True
         if self._reader is not None and self.connected:
-            await self._reader.close(told)
+            await self._reader.close(checked_close)
 
     def _opened(self) -> Reader:
         if self._reader is None:
@@ -267,7 +267,7 @@ class WebSocket:
         return self._reader
 
 
-async def _refuse() -> NoReturn:
+async def _not_connected() -> NoReturn:
     raise WebSocketStateError(_NOT_CONNECTED)
 
 
@@ -285,7 +285,7 @@ def has_begun(ws: WebSocket) -> bool:
     return ws._session_ws is not None
 
 
-async def leave(ws: WebSocket, error: BaseException | None) -> None:
+async def exit_session_ws(ws: WebSocket, error: BaseException | None) -> None:
     """
     Leave ``session_ws``, if it was entered.
     """

@@ -115,15 +115,15 @@ class Handshake:
         try:
             context = context_of(request)
             self._check_request(context)
-            if not core.origin_policy.knows(request):
+            if not core.origin_policy.accepted_before(request):
                 await core.origin_policy.check(request)
             if context is None:
                 context = await context_for(core, request)
             if context.session_ws_id is None and context.status.alive:
                 await Arrival(core, request, context).give_id()
             connection = self._file(context)
-            if self._is_asked(context):
-                await self._ask(context, connection)
+            if self._has_checks(context):
+                await self._run_checks(context, connection)
             await self._upgrade(connection)
             if connection.sparse is not None and connection.rejected_with is not None:
                 # By an order that was given meanwhile.
@@ -140,7 +140,7 @@ class Handshake:
         core.handshakes.end(self)
         return context, connection
 
-    def _is_asked(self, context: RequestContext) -> bool:
+    def _has_checks(self, context: RequestContext) -> bool:
         """
         Return whether anything has to be awaited before the upgrade.
         """
@@ -153,7 +153,7 @@ class Handshake:
             or signals.on_auth_success
         )
 
-    async def _ask(self, context: RequestContext, connection: TrackedConnection) -> None:
+    async def _run_checks(self, context: RequestContext, connection: TrackedConnection) -> None:
         """
         Identify it, read other nodes' records, authorize it, and apply the limits; then save a
         session that was given an id.
@@ -170,13 +170,13 @@ class Handshake:
         if core.authorize is not None or core.signals.on_auth_success:
             await self._authorize(connection)
         if core.limits.per_session is not None or core.limits.per_identity is not None:
-            await self._take_place(connection)
+            await self._apply_limits(connection)
         if context.id_given:
             await self._save(context, connection)
         if core.cluster.remote and core.cluster.may_miss_orders:  # it may have missed an order
             await core.cluster.check_handshake(connection)
             self._judge(connection)
-        self._expect_welcome(connection)
+        self._expect_not_rejected(connection)
 
     def _make_response(self) -> web.StreamResponse:
         """
@@ -194,12 +194,12 @@ class Handshake:
         answer: Awaitable[object] = connection.ws.prepare(self._request)
         return answer
 
-    async def _take_place(self, connection: TrackedConnection) -> None:
+    async def _apply_limits(self, connection: TrackedConnection) -> None:
         """
         Apply the limits of the session and of the identity.
         """
         core = self.core
-        self._expect_welcome(connection)  # a rejected handshake must not evict others
+        self._expect_not_rejected(connection)  # a rejected handshake must not evict others
         if core.places is not None:
             await core.places.take(connection)
         else:
@@ -212,9 +212,9 @@ class Handshake:
         if not is_websocket(self._request):
             text = "this address speaks websocket only: send GET with 'Upgrade: websocket'"
             raise web.HTTPBadRequest(text=text)
-        self._check_place(context)
+        self._check_admission(context)
 
-    def _check_place(self, context: RequestContext | None) -> None:
+    def _check_admission(self, context: RequestContext | None) -> None:
         """
         Refuse a connection if there is no room, or if the request has one already: a second
         response would be written into the middle of the first one.
@@ -279,7 +279,7 @@ class Handshake:
         if close is not None:
             raise HandshakeRefused(close)
         self._expect_no_order(connection, "id", connection.session_ws_id)
-        self._expect_welcome(connection)
+        self._expect_not_rejected(connection)
 
     def _expect_no_order(self, connection: TrackedConnection, kind: Kind, value: Hashable) -> None:
         now, started = time.monotonic(), connection.started
@@ -289,7 +289,7 @@ class Handshake:
         if orders.missed(Subject(kind, value), started, now):
             raise HandshakeRefused(RECONNECT)
 
-    def _expect_welcome(self, connection: TrackedConnection) -> None:
+    def _expect_not_rejected(self, connection: TrackedConnection) -> None:
         """
         Refuse a handshake that an order has rejected meanwhile, or when the server is stopping.
         """
@@ -361,7 +361,7 @@ class Handshake:
         storage = storage_in(request)
         if storage is None:
             return
-        self._expect_welcome(connection)  # a rejection takes precedence over a changed session
+        self._expect_not_rejected(connection)  # takes precedence over a changed session
         own = self.core.keys.own
         # The data as loaded, since the application's callables may have changed the session.
         loaded, context.loaded = context.loaded or {}, None
@@ -370,7 +370,7 @@ class Handshake:
             stored = await storage.load_session(request)
             if {key: value for key, value in stored.items() if key not in own} != held:
                 raise HandshakeRefused(RECONNECT)
-        self._expect_welcome(connection)
+        self._expect_not_rejected(connection)
         await storage.save_session(request, connection.ws, session)
 
     def _open(self, context: RequestContext, connection: TrackedConnection) -> None:

@@ -20,7 +20,7 @@ from ..signals import FailDetails
 __all__: list[str] = []
 
 #: The reasons under which refusals are counted, by close code.
-_WORDS: Final = {
+_REASONS: Final = {
     SESSION_ENDED.code: "ended",
     RECONNECT.code: "reconnect",
     TOO_MANY_CONNECTIONS.code: "limit",
@@ -35,7 +35,7 @@ def reason_for(error: BaseException) -> str:
         case Forbidden() | Unavailable() | TooMany():
             return error.why
         case HandshakeRefused(close=close):
-            return _WORDS.get(close.code, "reconnect")  # by an order, with a code of its own
+            return _REASONS.get(close.code, "reconnect")  # by an order, with a code of its own
         case SessionWSClosed():
             return "reconnect"  # an order was given while the upgrade was written
         case web.HTTPBadRequest():

@@ -28,7 +28,7 @@ from .handshake import Handshake
 
 __all__ = ["session_ws"]
 
-_OVER: Final = object()  # returned by anext() for an iterator that has ended
+_EXHAUSTED: Final = object()  # returned by anext() for an iterator that has ended
 
 
 def session_ws(
@@ -112,10 +112,10 @@ class SessionWS:
         self.core = core = handshake.core
         self._context, self.connection = await handshake.open()
         self.connection.takes_pushes = self._pushed  # before any hook is called
-        told, signals = core.overrides, core.signals
-        if told.register or told.unregister or signals.on_open or signals.connection_ctx:
+        overrides, signals = core.overrides, core.signals
+        if overrides.register or overrides.unregister or signals.on_open or signals.connection_ctx:
             try:
-                await self._welcome()
+                await self._run_open_hooks()
                 _expect_open(self.connection)
             except BaseException as exc:
                 await self.__aexit__(type(exc), exc, exc.__traceback__)
@@ -146,12 +146,12 @@ class SessionWS:
             finally:
                 if not self._context.behind_middleware:
                     self._context.release()
-        if error is not None and is_explained(connection, error):
+        if error is not None and needs_no_response(connection, error):
             raise SessionWSClosed(connection.ws) from error
         if error is not exc and error is not None:
             raise error
 
-    async def _welcome(self) -> None:
+    async def _run_open_hooks(self) -> None:
         """
         Call ``register()`` and the signals of an open socket, as long as it is open.
         """
@@ -171,7 +171,7 @@ class SessionWS:
             self._contexts = []
             for context in signals.connection_ctx:
                 _expect_open(connection)
-                iterator = _generator(context(connection), context)
+                iterator = _expect_generator(context(connection), context)
                 await anext(iterator)
                 self._contexts.append(iterator)
 
@@ -184,7 +184,7 @@ class SessionWS:
         """
         for context in reversed(self._contexts or []):
             try:
-                if await anext(context, _OVER) is not _OVER:
+                if await anext(context, _EXHAUSTED) is not _EXHAUSTED:
                     raise RuntimeError(f"more than one 'yield' in {context!r}")
             except Exception as exc:
                 if error is None:
@@ -192,15 +192,15 @@ class SessionWS:
                 else:
                     log.exception("a connection context failed")
             except asyncio.CancelledError as exc:
-                self._log_overtaken(error)
+                self._log_lost_error(error)
                 error = exc
         return error
 
-    def _log_overtaken(self, error: BaseException | None) -> None:
+    def _log_lost_error(self, error: BaseException | None) -> None:
         """
         Log an error that would be lost otherwise, since its task has been cancelled.
         """
-        if isinstance(error, Exception) and not is_explained(self.connection, error):
+        if isinstance(error, Exception) and not needs_no_response(self.connection, error):
             log.error("a websocket handler failed", exc_info=error)
 
     async def _close(self, error: BaseException | None) -> None:
@@ -211,7 +211,7 @@ class SessionWS:
         try:
             await self.core.connections.wait_closed(self.connection, close)
         except asyncio.CancelledError:
-            self._log_overtaken(error)
+            self._log_lost_error(error)
             raise  # the server cancels the handlers of clients that have disconnected
 
     async def _send_on_close(self, by: By, code: int) -> None:
@@ -233,7 +233,7 @@ class SessionWS:
             )
 
 
-def _generator(made: object, context: object) -> AsyncIterator[None]:
+def _expect_generator(made: object, context: object) -> AsyncIterator[None]:
     """
     Return the iterator of a connection context, which has to be an async generator.
     """
@@ -287,12 +287,12 @@ def close_for_error(error: BaseException | None) -> Close:
     return NORMAL if error.status < 400 else POLICY_VIOLATION
 
 
-def is_explained(connection: TrackedConnection, error: BaseException) -> bool:
+def needs_no_response(connection: TrackedConnection, error: BaseException) -> bool:
     """
     Return whether *error* needs no other response than the closed socket.
     """
     if isinstance(error, BaseExceptionGroup):
-        return all(is_explained(connection, one) for one in error.exceptions)
+        return all(needs_no_response(connection, one) for one in error.exceptions)
     if isinstance(error, web.HTTPException):
         return True  # no HTTP response fits into an open socket
     over = isinstance(error, ConnectionError | SessionWSClosed)

@@ -119,7 +119,7 @@ async def new_session_ws_id(request: web.Request) -> Any:
     Same as :meth:`SessionWSRegistry.new_id` of the registry of *request*.
     """
     registry = registry_from(request)
-    _note_other_id(request, registry)
+    _record_id_change(request, registry)
     return await maybe_await(registry.new_id(request))
 
 
@@ -130,11 +130,11 @@ async def delete_session_ws_id(request: web.Request) -> Any:
     Same as :meth:`SessionWSRegistry.delete_id` of the registry of *request*.
     """
     registry = registry_from(request)
-    _note_other_id(request, registry)
+    _record_id_change(request, registry)
     return await maybe_await(registry.delete_id(request))
 
 
-def _note_other_id(request: web.Request, registry: SessionWSRegistry) -> None:
+def _record_id_change(request: web.Request, registry: SessionWSRegistry) -> None:
     """
     Record that a handler changes the id, if its session may not show that.
     """

@@ -16,7 +16,7 @@ from ..connections.connection import Connection, TrackedConnection
 from ..exceptions import HandshakeRefused, NotSetUp, SessionWSClosed
 from ..sessions.context import RequestContext
 from .handshake import Handshake
-from .session_ws import close_for_error, end_of, is_explained
+from .session_ws import close_for_error, end_of, needs_no_response
 
 __all__ = ["adopt_websocket", "session_stream"]
 
@@ -102,7 +102,7 @@ class StreamHandshake(Handshake):
     def _check_request(self, context: RequestContext | None) -> None:
         if self._response.prepared:
             raise NotSetUp("enter session_stream() before response.prepare(): it may be refused")
-        self._check_place(context)
+        self._check_admission(context)
 
     def _make_response(self) -> web.StreamResponse:
         return self._response
@@ -140,7 +140,7 @@ class AdoptingHandshake(StreamHandshake):
     def _check_request(self, context: RequestContext | None) -> None:
         if not self._response.prepared:
             raise NotSetUp("enter registry.adopt() after ws.prepare(): it would have no transport")
-        self._check_place(context)
+        self._check_admission(context)
 
     def _close_unopened(self, connection: TrackedConnection) -> None:
         """
@@ -164,10 +164,10 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
     ) -> None:
         self._request = request
         self._response = response
-        self._make = handshake
+        self._make_handshake = handshake
 
     async def __aenter__(self) -> Connection:
-        handshake = self._make(self._request, self._response)
+        handshake = self._make_handshake(self._request, self._response)
         self._core = core = handshake.core
         try:
             self._context, self._connection = await handshake.open()
@@ -214,7 +214,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         finally:
             if not context.behind_middleware:
                 context.release()
-        if exc is not None and is_explained(connection, exc):
+        if exc is not None and needs_no_response(connection, exc):
             raise SessionWSClosed(self._response) from exc
 
     def _warn_of_body(self) -> None:

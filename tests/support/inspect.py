@@ -103,12 +103,12 @@ def bytes_ahead(ws: WebSocket) -> int:
 
 def reading(ws: WebSocket) -> asyncio.Task[None] | None:
     """Return the task that reads ahead for the handler, running or done."""
-    return _reader(ws)._ahead
+    return _reader(ws)._ahead_task
 
 
 def looks_later(ws: WebSocket) -> bool:
     """Return whether a check for a busy handler is scheduled."""
-    timer = _reader(ws)._busy
+    timer = _reader(ws)._busy_timer
     return timer is not None and not timer.cancelled()
 
 

@@ -31,7 +31,7 @@ from tests.support.nodes import StartNode, acquaint, log_in, node_app, nowhere, 
 from tests.support.processes import ROOT
 from tests.support.redis_servers import RedisServer
 
-CODES = [commands.DONE, commands.UNSURE, commands.USAGE, commands.AWAY, commands.INTERRUPTED]
+CODES = [commands.DONE, commands.UNSURE, commands.USAGE, commands.NO_REDIS, commands.INTERRUPTED]
 MODULE = [sys.executable, "-W", "error", "-m", "aiohttp_session_ws"]
 
 
