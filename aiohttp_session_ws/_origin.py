@@ -157,14 +157,14 @@ def _expect_origins(origins: object) -> frozenset[Origin] | None:
     if origins is None or callable(origins) or origins == "same":
         return None
     if isinstance(origins, bytes):
-        raise TypeError(f"origins={origins!r}: origins are texts, not bytes")
+        raise TypeError(f"origins={origins!r}: origins must be str, not bytes")
     if isinstance(origins, str) and origins != "*":
         msg = f"origins={origins!r}: did you mean origins=[{origins!r}]?"
         raise ValueError(msg)
     try:
         texts = list(origins)  # type: ignore[call-overload]  # that it is one is checked here
     except TypeError:
-        msg = f"origins is 'same', a collection of origins, a callable or None, not {origins!r}"
+        msg = f"origins must be 'same', a collection, a callable or None, not {origins!r}"
         raise TypeError(msg) from None
     return frozenset(map(_expect_origin, texts))
 
@@ -172,7 +172,7 @@ def _expect_origins(origins: object) -> frozenset[Origin] | None:
 def _expect_origin(text: object) -> Origin:
     origin = parse_origin(text) if isinstance(text, str) else None
     if origin is None:
-        all_pages = "; origins=None lets all pages in" if text == "*" else ""
+        all_pages = "; origins=None allows all pages" if text == "*" else ""
         raise ValueError(
             f"{text!r} is not an origin; write it like 'https://example.org'{all_pages}"
         )

@@ -90,7 +90,7 @@ async def supervise(
             await run()
         except Exception as exc:  # noqa: BLE001  it is logged below
             # Without the traceback, which could show the key of a session.
-            log.error("%s failed and starts again: %s", name, describe_error(exc))
+            log.error("%s failed and is restarted: %s", name, describe_error(exc))
         else:
             return
         await sleep(pause * random.uniform(0.8, 1.2))
@@ -158,4 +158,4 @@ class BackgroundTasks:
         if tasks:
             _, still_running = await asyncio.wait(tasks, timeout=timeout)
             for task in still_running:
-                log.warning("a task goes on though it was cancelled: %s", task.get_name())
+                log.warning("a task is still running after it was cancelled: %s", task.get_name())

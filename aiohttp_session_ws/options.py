@@ -75,7 +75,7 @@ class Timeouts:
         for name in ("close", "handler_grace", "response", "handshake", "drain", "outbox"):
             _expect_seconds(name, getattr(self, name))
         if not self.handshake:
-            raise ValueError("handshake is a number of seconds > 0: no handshake takes no time")
+            raise ValueError("handshake is a number of seconds > 0: with 0 each handshake fails")
 
 
 @dataclass(frozen=True, slots=True)

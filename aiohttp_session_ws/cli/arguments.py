@@ -19,29 +19,28 @@ PROG: Final = "python -m aiohttp_session_ws"
 URL: Final = "AIOHTTP_SESSION_WS_REDIS"  # the environment variable
 
 DESCRIPTION: Final = """\
-Look at the websockets of all processes that share a Redis, close them, end sessions.
+List the websockets of all processes that share a Redis, close them, and end sessions.
 """
 
 EPILOG: Final = f"""\
 where Redis is:
   Without --redis the URL is taken from the environment variable {URL}.
-  A command line can be seen by everybody on the machine: a URL with a password in it belongs
-  into the variable. The URL is never printed.
+  Every user of the machine can read a command line: use the variable for a URL that contains a
+  password. The URL is never printed.
 
 ids and identities:
-  ID, WHO and VALUE are what the application uses. Of an id or an identity the hash will do that
-  the logs and the table of `connections` show, as long as the session has an open socket.
-  `--identity 42` means both the text and the number, since a command line can't tell them
-  apart. With --json-ids they are JSON and mean themselves only: 42, '"42"', '["ann", 7]'.
-  That is for scripts.
+  ID, WHO and VALUE are the application's values. An id or an identity may also be given as the
+  hash in the logs and in the table of `connections`, while the session has an open socket.
+  `--identity 42` applies to both the text and the number, since a command line can't distinguish
+  them. With --json-ids (for scripts) they are JSON and taken literally: 42, '"42"', '["ann", 7]'.
 
 exit codes:
-  0  done; all processes have answered, and Redis has taken the order
-  1  not sure: a process didn't answer in time, there is none, Redis hasn't confirmed the
-     order, or what looks like a hash is the hash of no open socket
-  2  the command line is wrong, or redis-py isn't installed
-  3  Redis isn't there, doesn't let us in, or isn't a Redis; nothing was done
-  130  interrupted by Ctrl-C; an order may have been given (`watch` ends so with 0)
+  0  done; all processes have answered, and Redis has recorded the order
+  1  uncertain: a process didn't answer in time, no process runs, Redis hasn't confirmed the
+     order, or no open socket has the given hash
+  2  the command line is invalid, or redis-py isn't installed
+  3  Redis can't be reached, denies access, or isn't a Redis; nothing was done
+  130  interrupted by Ctrl-C; an order may have been given (`watch` exits with 0 then)
 """
 
 
@@ -107,9 +106,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     options = parser.parse_args(argv, namespace=Options())
     options.redis = options.redis or os.environ.get(URL, "")
     if not options.redis:
-        parser.error(f"which Redis? put its URL into {URL}, or give --redis")
+        parser.error(f"no Redis URL: set the environment variable {URL}, or give --redis")
     if options.socket is not None and options.by is not None:
-        parser.error("--by is not for --socket: that is no order, and nobody logs it")
+        parser.error("--by is not for --socket: closing one socket is no order, and isn't logged")
     return options
 
 
@@ -134,15 +133,18 @@ def make_parser() -> Parser:
             name, help=text, description=text, parents=[common], allow_abbrev=False
         )
 
-    close = command("close", "close sockets; their sessions may come back")
-    end = command("end", "end a session, or all sessions of somebody; later log-ins live")
+    close = command("close", "close sockets; their clients may reconnect")
+    end = command(
+        "end",
+        "end a session, or all of an identity or a label; not later log-ins",
+    )
     connections = command("connections", "list the open sockets")
-    command("count", "tell how many sockets are open")
+    command("count", "print the number of open sockets")
     command("nodes", "list the processes")
-    command("stats", "tell what the processes have counted")
-    _add_watching(command("watch", "show who is connected, again and again, until Ctrl-C"))
+    command("stats", "print the counters of the processes")
+    _add_watching(command("watch", "print the counters at an interval, until Ctrl-C"))
     whose = _add_whose(close, required=True)
-    one = "the one that `connections --json` calls so"
+    one = "the socket with this id in `connections --json`"
     whose.add_argument("--socket", metavar="ID", default=argparse.SUPPRESS, type=_given, help=one)
     _add_whose(end, required=True)
     for child in (close, end):
@@ -161,9 +163,9 @@ def _common() -> Parser:
     """
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     add = common.add_argument
-    add("--redis", metavar="URL", help=f"where Redis is; better in {URL}")
+    add("--redis", metavar="URL", help=f"the URL of Redis; better set {URL}")
     add("--prefix", metavar="P", help=f"the registry's prefix ({Options.prefix})")
-    wait = "seconds that `close` and `end` look for a hash, and that they wait for reports"
+    wait = "seconds for `close` and `end` to look up a hash, and to wait for reports"
     add("--wait", metavar="S", type=_positive, help=f"{wait} ({Options.wait:g})")
     add("--json", action="store_true", help="print JSON")
     return common
@@ -175,9 +177,10 @@ def _add(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
 
 
 def _add_watching(parser: Parser) -> None:
-    every = f"seconds between two looks ({Options.every:g})"
+    every = f"seconds between two screens ({Options.every:g})"
     _add(parser, "--every", metavar="S", type=_positive, help=every)
-    _add(parser, "--times", metavar="N", type=_number, help="how many looks; without it, no end")
+    times = "number of screens; by default no limit"
+    _add(parser, "--times", metavar="N", type=_number, help=times)
 
 
 def _add_whose(parser: Parser, *, required: bool) -> Any:
@@ -194,7 +197,9 @@ def _add_whose(parser: Parser, *, required: bool) -> Any:
 
 def _given(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("it is empty; is a variable of your script not set?")
+        raise argparse.ArgumentTypeError(
+            "it is empty; if it comes from a variable, check that it is set"
+        )
     return text
 
 
@@ -204,18 +209,18 @@ def _positive(text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError("it is a number > 0")
+        raise argparse.ArgumentTypeError("it must be a number > 0")
     return number
 
 
 def _number(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError("it is a whole number > 0")
+        raise argparse.ArgumentTypeError("it must be a whole number > 0")
     return int(text)
 
 
 def _label(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise argparse.ArgumentTypeError("it is NAME=VALUE, as device=phone")
+        raise argparse.ArgumentTypeError("it must be NAME=VALUE, like device=phone")
     return name, value

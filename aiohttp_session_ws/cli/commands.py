@@ -157,8 +157,8 @@ async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:
     notes = []
     if not known:
         notes.append(
-            "no open socket has this hash; it was taken as the id or identity itself, which"
-            " --json-ids says without a doubt"
+            "no open socket has this hash; it was taken as the id or identity itself: use"
+            " --json-ids to state that"
         )
     if not report.stored:
         notes.append("Redis hasn't confirmed the order; try again")
@@ -174,7 +174,7 @@ def _unanswered(report: CloseReport, options: Options) -> list[str]:
     missing = report.nodes_expected - report.nodes_answered
     return [
         f"{missing} of {report.nodes_expected} processes didn't answer within {options.wait:g} s"
-        f"{_or_unable(options)}; they see to it when they can, ask again with `connections`"
+        f"{_or_unable(options)}; they apply the order when they can, check with `connections`"
     ]
 
 
@@ -227,8 +227,8 @@ def _incomplete(nodes: Nodes | ClusterStats, options: Options, *, complete: bool
 
 def _no_process(options: Options) -> str:
     return (
-        "no process has given a sign of life within 15 seconds: do they run, with this Redis"
-        f" and the prefix {options.prefix!r}?"
+        "no process has sent a heartbeat within 15 seconds: check that they run, with this"
+        f" Redis and the prefix {options.prefix!r}"
     )
 
 

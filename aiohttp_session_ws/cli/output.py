@@ -59,7 +59,7 @@ def of_order(command: str, report: CloseReport, notes: Sequence[str], *, known: 
     """
     Describe the result of an order.
     """
-    done = {"close": "told to start anew", "end": "closed for good"}[command]
+    done = {"close": "told to reconnect", "end": "closed for good"}[command]
     lines = [
         f"{counted(report.sockets, 'socket')} {done},"
         f" {counted(report.handshakes, 'handshake')} refused;"

@@ -569,8 +569,8 @@ def _ends_with_transport(ws: object) -> bool:
 def _log_still_running(connection: TrackedConnection) -> None:
     assert connection.task is not None
     log.warning(
-        "a websocket handler of session %s goes on though its socket is closed and it was"
-        " cancelled: %s",
+        "a websocket handler of session %s is still running after its socket was closed and"
+        " it was cancelled: %s",
         fingerprint(connection.session_ws_id),
         connection.task.get_coro(),
     )

@@ -324,7 +324,7 @@ class TrackedConnection(Connection):
         """
         Go from ``OPENING`` to ``OPEN``: the handshake is complete.
         """
-        assert self.state is OPENING, f"only what is opening can open, not {self.state}"
+        assert self.state is OPENING, f"only an OPENING connection can open, not {self.state}"
         self.state = OPEN
         self.opened_at = _monotonic()
 
@@ -332,7 +332,7 @@ class TrackedConnection(Connection):
         """
         Go to ``CLOSING``: the engine has begun to close it.
         """
-        assert self.state in (OPENING, OPEN), f"nothing is closed twice, and this is {self.state}"
+        assert self.state in (OPENING, OPEN), f"already {self.state}"
         self.state = CLOSING
 
     def set_closed(self) -> None:

@@ -39,7 +39,7 @@ def write_last_words(
             return
         step_once(connection.ws.send_frame(payload, opcode))  # dropped if another send is running
     except Exception:
-        log.exception("the last words of a websocket failed")
+        log.exception("the last words of a websocket could not be sent")
 
 
 async def call_close(ws: Any, close: Close) -> None:

@@ -30,8 +30,8 @@ def encode_message(data: object) -> tuple[bytes, WSMsgType, bytes]:
         payload, opcode = bytes(data), WSMsgType.BINARY
     else:
         msg = (
-            f"{type(data).__name__} can't be pushed, only str or bytes: for anything else there"
-            " are send_session_json(), send_identity_json() and broadcast_json()"
+            f"can't push {type(data).__name__}, only str or bytes: for other data use"
+            " send_session_json(), send_identity_json() or broadcast_json()"
         )
         raise TypeError(msg)
     return payload, opcode, encode_frame(payload, opcode)

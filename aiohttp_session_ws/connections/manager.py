@@ -232,7 +232,7 @@ class ConnectionManager(ConnectionIndex):
             TypeError: If it is not a connection.
         """
         if not isinstance(connection, TrackedConnection):
-            raise TypeError(f"a Connection is needed, as ws.connection, not {connection!r}")
+            raise TypeError(f"expected a Connection (such as ws.connection), not {connection!r}")
         return connection
 
     # Queries
@@ -575,7 +575,7 @@ class ConnectionManager(ConnectionIndex):
             try:
                 callback(due)
             except Exception:
-                log.exception("a callback of the tick failed: %r", callback)
+                log.exception("a periodic check of the connections failed: %r", callback)
         if end < len(served):
             loop = asyncio.get_running_loop()
             context = contextvars.Context()

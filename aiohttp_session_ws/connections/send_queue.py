@@ -142,8 +142,8 @@ class SendQueue:
         if not self._warned:
             self._warned = True
             log.warning(
-                "a websocket of session %s misses what is pushed to it: its peer reads too"
-                " slowly, and will be closed if it doesn't catch up within %s s",
+                "messages pushed to a websocket of session %s are dropped: its peer reads too"
+                " slowly, and the socket is closed if it doesn't catch up within %s s",
                 fingerprint(self._connection.session_ws_id),
                 self._limit.patience,
             )

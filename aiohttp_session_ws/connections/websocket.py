@@ -134,7 +134,10 @@ class ServedWebSocket(web.WebSocketResponse):
         self._ended += 1
         if self._ended > _READS_AFTER_CLOSE:
             await asyncio.sleep(0)  # so that a handler in an endless loop can be cancelled
-            raise RuntimeError("the websocket is closed: leave the handler, or 'async for' does")
+            raise RuntimeError(
+                "receive() was called repeatedly on a closed websocket: return from the handler,"
+                " or use 'async for'"
+            )
         return WSMessage(WSMsgType.CLOSED, None, None)
 
     def send_str(self, data: str, compress: int | None = None) -> Coroutine[Any, Any, None]:

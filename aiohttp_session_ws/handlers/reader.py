@@ -93,7 +93,7 @@ class Reader:
             WebSocketStateError: If another task is receiving.
         """
         if self._receiving:
-            raise WebSocketStateError("another task is receiving: let one task read for all")
+            raise WebSocketStateError("another task is receiving: receive in one task only")
         response: ServedWebSocket = self.connection.ws
         if self.disconnected:
             await asyncio.sleep(0)  # so that a handler in an endless loop can be cancelled

@@ -85,7 +85,7 @@ def websocket_handler(
         return functools.partial(websocket_handler, **options)
     if not is_coroutine_function(function):
         raise TypeError(
-            f"@websocket_handler needs a coroutine function, and {function!r} is none: write"
+            f"@websocket_handler requires a coroutine function, not {function!r}: write"
             " 'async def'"
         )
     expect_options(options)
@@ -255,8 +255,8 @@ async def _finish(core: Core, ws: WebSocket) -> None:
 def _expect_response(ws: WebSocket, handler: Hook, answer: object) -> None:
     if answer is not None and not isinstance(answer, web.StreamResponse):
         raise TypeError(
-            f"the websocket handler {handler!r} returned {type(answer).__name__}: it returns None"
-            " or a response"
+            f"the websocket handler {handler!r} returned {type(answer).__name__}: it must return"
+            " None or a response"
         )
     if answer is None and reader_of(ws) is None:
         raise web.HTTPForbidden(text="websocket refused: its handler didn't connect")

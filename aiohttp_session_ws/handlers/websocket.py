@@ -148,7 +148,7 @@ class WebSocket:
             WebSocketProtocolError: If the client hasn't offered *subprotocol*.
         """
         if self._began:
-            msg = "connected or refused already: where a hook may do so, ask ws.connecting first"
+            msg = "already connected or refused: if a hook may do so, check ws.connecting first"
             raise WebSocketStateError(msg)
         options = self._options
         if subprotocol is not None:
@@ -213,7 +213,7 @@ class WebSocket:
             return self._send(data.encode(), WSMsgType.TEXT)
         if isinstance(data, (bytes, bytearray, memoryview)):
             return self._send(bytes(data), WSMsgType.BINARY)
-        raise TypeError(f"{type(data).__name__} can't be sent: take send_json()")
+        raise TypeError(f"can't send {type(data).__name__}, only str or bytes: use send_json()")
 
     def send_text(self, data: bytes) -> Coroutine[Any, Any, None]:
         """

@@ -220,7 +220,10 @@ class Handshake:
         response would be written into the middle of the first one.
         """
         if context is not None and context.connection is not None:
-            raise NotSetUp("this request is tied to its session already: enter only one of them")
+            raise NotSetUp(
+                "this request is tied to its session already: enter one session_ws(),"
+                " session_stream() or adopt() per request"
+            )
         self._expect_room()
 
     def _expect_room(self) -> None:

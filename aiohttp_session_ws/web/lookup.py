@@ -51,7 +51,7 @@ def _expect_one_registry(core: Core, request: web.Request) -> None:
         if app.get(CORE_KEY, core) is not core:
             core.known_apps.discard(id(request.app))
             raise NotSetUp(
-                "two registries in one tree of applications: a log-out in the one would leave the"
+                "two registries in one tree of applications: a log-out in one would leave the"
                 " sockets of the other open; call setup() for the root application only"
             )
 
@@ -64,8 +64,8 @@ def warn_workers(core: Core, request: web.Request) -> None:
     if _has_gunicorn_siblings() or _reuses_port(request):
         core.warn.once(
             "workers",
-            "several worker processes and a registry without Redis: the others don't learn of a"
-            " log-out; use aiohttp_session_ws.redis.RedisSessionWSRegistry",
+            "several worker processes use a registry without Redis: a log-out closes the sockets"
+            " of one process only; use aiohttp_session_ws.redis.RedisSessionWSRegistry",
         )
 
 

@@ -107,7 +107,7 @@ class SessionWS:
 
     async def __aenter__(self) -> web.WebSocketResponse:
         options, self._options = self._options, None
-        assert options is not None, "a session_ws() is entered once"
+        assert options is not None, "session_ws() can be entered only once"
         handshake = Handshake(self._request, options, save=self._save)
         self.core = core = handshake.core
         self._context, self.connection = await handshake.open()
@@ -242,8 +242,8 @@ def _expect_generator(made: object, context: object) -> AsyncIterator[None]:
     if isinstance(made, Coroutine):
         made.close()  # or Python warns that it was never awaited
     raise TypeError(
-        f"connection_ctx takes async generator functions, and {context!r} is none: write 'async"
-        " def' with one 'yield'"
+        f"connection_ctx requires an async generator function, not {context!r}: write 'async def'"
+        " with one 'yield'"
     )
 
 

@@ -59,7 +59,7 @@ def session_stream(
             Nothing is registered in that case.
     """
     if isinstance(response, web.WebSocketResponse):
-        raise TypeError("session_stream() takes no websocket: enter session_ws(request)")
+        raise TypeError("session_stream() can't take a websocket: use session_ws(request)")
     return _Tied(request, response, StreamHandshake)
 
 
@@ -101,7 +101,10 @@ class StreamHandshake(Handshake):
 
     def _check_request(self, context: RequestContext | None) -> None:
         if self._response.prepared:
-            raise NotSetUp("enter session_stream() before response.prepare(): it may be refused")
+            raise NotSetUp(
+                "enter session_stream() before response.prepare(): a prepared response can't be"
+                " refused any more"
+            )
         self._check_admission(context)
 
     def _make_response(self) -> web.StreamResponse:
@@ -139,7 +142,9 @@ class AdoptingHandshake(StreamHandshake):
 
     def _check_request(self, context: RequestContext | None) -> None:
         if not self._response.prepared:
-            raise NotSetUp("enter registry.adopt() after ws.prepare(): it would have no transport")
+            raise NotSetUp(
+                "enter registry.adopt() after ws.prepare(): before, the websocket has no transport"
+            )
         self._check_admission(context)
 
     def _close_unopened(self, connection: TrackedConnection) -> None:

@@ -391,7 +391,7 @@ class TestHandlersThatStay:
         await client.server.close()
         released.set()
 
-        assert "goes on though it was cancelled" in caplog.text
+        assert "is still running after it was cancelled" in caplog.text
 
     async def test_a_child_of_the_handler(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry

@@ -302,7 +302,7 @@ class TestOrigins:
     @pytest.mark.parametrize("origins", ["*", ["*"], ["https://example.org", "*"]])
     def test_asterisk(self, origins: str | list[str]) -> None:
         """Who wants to let all in, as CORS writes it, is told how."""
-        with pytest.raises(ValueError, match="origins=None lets all pages in"):
+        with pytest.raises(ValueError, match="origins=None allows all pages"):
             SessionWSRegistry(origins=origins)
 
     def test_bare_string(self) -> None:

@@ -116,7 +116,7 @@ class TestSupervise:
 
         assert runs == 13
         assert pauses == [pytest.approx(min(0.1 * 2**n, 30), rel=0.2) for n in range(12)]
-        assert caplog.text.count("the listener failed and starts again") == 12
+        assert caplog.text.count("the listener failed and is restarted") == 12
         assert "secret" not in caplog.text
 
     async def test_cancelled(self) -> None:

@@ -224,7 +224,7 @@ class TestProcesses:
         again = await run(url, "close", "--socket", "0123456789ab")
 
         assert (done.code, await expect_close(cluster.sockets[2])) == (0, 4403)
-        assert done.out.startswith("1 socket told to start anew")
+        assert done.out.startswith("1 socket told to reconnect")
         assert (again.code, "no open socket has this id" in again.err) == (1, True)
         assert not cluster.sockets[0].closed
 
@@ -418,7 +418,7 @@ class TestWhom:
             done = await run(redis_server.url, *argv, "--prefix", "wrong")
 
             assert done.code == 1
-            assert "the prefix 'wrong'?" in done.err
+            assert "with this Redis and the prefix 'wrong'\n" in done.err
 
     async def test_remembered_for(self, redis_server: RedisServer, run: Run) -> None:
         """The end is kept for as long as one says."""
@@ -531,13 +531,13 @@ class TestTrouble:
         done = await run("", "count")
 
         assert done.code == 2
-        assert f"put its URL into {URL}" in done.err
+        assert f"set the environment variable {URL}" in done.err
 
     @pytest.mark.parametrize(
         ("argv", "why"),
         [
             (["end"], "required"),
-            (["end", "--session", ""], "is a variable of your script not set?"),
+            (["end", "--session", ""], "if it comes from a variable, check that it is set"),
             (["end", "--session", "x", "--identity", "y"], "not allowed with"),
             (["end", "--session", "x", "--wait", "0"], "a number > 0"),
             (["close", "--socket", "x", "--by", "me"], "--by is not for --socket"),

@@ -419,7 +419,7 @@ class TestHandlers:
             _, result = await asyncio.gather(
                 answer(peer), s.manager.close_now([connection], SESSION_ENDED)
             )
-            await until(lambda: "goes on though" in caplog.text)
+            await until(lambda: "is still running after its socket was closed" in caplog.text)
 
             assert result == (0, 1)
             assert s.manager.orphans() == [connection]

@@ -405,7 +405,7 @@ class TestHandlers:
         async with client.ws_connect("/stubborn") as ws:
             report = await registry.close_all()
             await expect_close(ws)
-        await until(lambda: "goes on though" in caplog.text)
+        await until(lambda: "is still running after its socket was closed" in caplog.text)
         stop.set()
 
         assert report.cancelled == 1

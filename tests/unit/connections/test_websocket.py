@@ -119,7 +119,10 @@ class TestEnded:
             peer, connection = await s.connect("/reader")
             await asyncio.gather(answer(peer), s.manager.close_now([connection], SESSION_ENDED))
 
-            assert errors == ["the websocket is closed: leave the handler, or 'async for' does"]
+            assert errors == [
+                "receive() was called repeatedly on a closed websocket: return from the handler,"
+                " or use 'async for'"
+            ]
 
     async def test_pings_nobody(self) -> None:
         """No heartbeat comes behind the close frame."""
