@@ -48,7 +48,7 @@ class Close:
         _expect("a close code is a number", self.code, int)
         _expect("the reason of a close frame is a text", self.reason, str)
         if self.code not in _PROTOCOL_CODES and not 3000 <= self.code <= 4999:
-            msg = f"close code {self.code} can't be sent; take one from 3000 to 4999"
+            msg = f"close code {self.code} can't be sent; use one from 3000 to 4999"
             raise ValueError(msg)
         if len(self.reason.encode()) > 123:
             raise ValueError("the reason of a close frame has at most 123 bytes")

@@ -18,7 +18,7 @@ from .frames import encode_frame
 
 __all__: list[str] = []
 
-_LONGEST_CLOSE: Final = 131  # bytes of a close frame of a client
+_MAX_CLOSE_FRAME: Final = 131  # bytes of a close frame of a client
 _PACK_CODE: Final = struct.Struct("!H").pack
 
 
@@ -119,7 +119,7 @@ class Closing(asyncio.Protocol):
         # enough to check the end of the data, without parsing frames. A false match only closes
         # the transport a bit early. The tail is kept for a frame that arrives in two pieces.
         tail = self._tail + data
-        self._tail = tail[-_LONGEST_CLOSE:]
+        self._tail = tail[-_MAX_CLOSE_FRAME:]
         if ends_with_close(tail) and self.first_order is not None:
             if self.first_order.writing:
                 self.first_order.answered.append(self)

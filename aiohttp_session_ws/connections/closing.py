@@ -50,7 +50,7 @@ __all__: list[str] = []
 
 AT_ONCE: Final = 1024  # frames written in one go per event loop iteration: some 10 ms
 SLICE: Final = 128  # frames per slice of a larger order; the next steps take as long again
-LAST_SLICE: Final = 4096  # the same at shutdown, when there is no other work to delay
+SHUTDOWN_SLICE: Final = 4096  # the same at shutdown, when there is no other work to delay
 BATCH: Final = 50  # transports closed, or handlers cancelled, per event loop iteration
 _SHORT_WAIT: Final = 0.25  # seconds for the client's close frame if the handler was receiving
 _POLL: Final = 0.01  # seconds between two checks of a transport that doesn't report its end
@@ -126,9 +126,9 @@ class CloseEngine:
         """
         order = self._new_order(close)
         caller = Caller(self._current(), asyncio.current_task())
-        large = LAST_SLICE if self.shutting_down else SLICE
+        large = SHUTDOWN_SLICE if self.shutting_down else SLICE
         size = None if self._may_write(count) else large
-        self._close_more(order, iter(connections), caller, size)
+        self._close_slice(order, iter(connections), caller, size)
         return order.done
 
     def _may_write(self, count: float) -> bool:
@@ -172,7 +172,7 @@ class CloseEngine:
         order.settle()
         return order.done
 
-    def _close_more(
+    def _close_slice(
         self,
         order: CloseOrder,
         connections: Iterator[TrackedConnection | None],
@@ -187,7 +187,7 @@ class CloseEngine:
             # Scheduled first: the next slice is written before clients' answers are read.
             loop = asyncio.get_running_loop()
             args = order, connections, caller, size
-            _ = loop.call_soon(self._close_more, *args, context=self._context)
+            _ = loop.call_soon(self._close_slice, *args, context=self._context)
         for connection in taken:
             closing = self._closing_of(connection)
             self._add_to_order(order, closing, caller)

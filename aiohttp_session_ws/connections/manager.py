@@ -156,7 +156,7 @@ class ConnectionManager(ConnectionIndex):
         self.opening.add(connection.session_ws_id, connection)
         self.add_lineage(connection)
         if self._ticker is None:
-            self._tick_later()
+            self._schedule_tick()
 
     def discard_handshake(self, connection: TrackedConnection) -> None:
         """
@@ -531,7 +531,7 @@ class ConnectionManager(ConnectionIndex):
         if connection.state is OPEN and connection.transport is not None:
             self.checked_each_tick[connection] = None
 
-    def _tick_later(self) -> None:
+    def _schedule_tick(self) -> None:
         # In an empty context: a request's would be kept alive as long as there are sockets.
         loop = asyncio.get_running_loop()
         self._ticker = loop.call_later(TICK, self._tick, context=contextvars.Context())
@@ -581,7 +581,7 @@ class ConnectionManager(ConnectionIndex):
             context = contextvars.Context()
             self._ticker = loop.call_soon(self._tick_batch, served, end, context=context)
         elif self.open.size or self.opening.size:
-            self._tick_later()
+            self._schedule_tick()
 
     def _close_dead(self, connection: TrackedConnection) -> None:
         """

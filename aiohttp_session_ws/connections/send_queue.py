@@ -114,7 +114,7 @@ class SendQueue:
         """
         size = self._bytes + len(payload)
         if self._queue and (len(self._queue) >= self._limit.messages or size > self._limit.bytes):
-            self._drop_message()
+            self._start_deadline()
             return False
         self._queue.append((payload, opcode))
         self._bytes = size
@@ -133,7 +133,7 @@ class SendQueue:
         # Otherwise the engine ends the transport, which wakes the writer. Cancelling it would
         # cancel a handler that sends as well: in aiohttp all wait for the same future.
 
-    def _drop_message(self) -> None:
+    def _start_deadline(self) -> None:
         """
         Set a deadline for the peer to catch up, the first time with a warning.
         """

@@ -71,7 +71,7 @@ class Reader:
         self._receiving = False
         self._ahead_task: asyncio.Task[None] | None = None
         self._busy_timer: asyncio.TimerHandle | None = None  # checks whether the handler is
-        self._check_busy_later()
+        self._schedule_busy_check()
 
     @property
     def tasks(self) -> BackgroundTasks:
@@ -121,7 +121,7 @@ class Reader:
         finally:
             self._receiving = False
             if self._busy_timer is None and not response.closed:
-                self._check_busy_later()
+                self._schedule_busy_check()
         disconnect = self.disconnect()
         raise StopAsyncIteration if iterates else disconnect
 
@@ -152,7 +152,7 @@ class Reader:
             self._ahead_task.cancel()
             await asyncio.wait({self._ahead_task})
 
-    def _check_busy_later(self) -> None:
+    def _schedule_busy_check(self) -> None:
         self._busy_timer = asyncio.get_running_loop().call_later(BUSY_AFTER, self._check_busy)
 
     def _check_busy(self) -> None:

@@ -132,7 +132,7 @@ class Handshake:
             self._open(context, connection)
         except BaseException as exc:
             error = core.handshakes.fail(self, exc)
-            self._discard()
+            self._clean_up()
             await report_refusal(core, request, error, "authorize" if self.denied else None)
             if error is exc:
                 raise
@@ -389,7 +389,7 @@ class Handshake:
         if core.first_socket and not core.cluster.remote:
             warn_workers(core, self._request)
 
-    def _discard(self) -> None:
+    def _clean_up(self) -> None:
         """
         Clean up after a handshake that failed.
         """

@@ -56,7 +56,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     # Begun first: orders that are given while the session is loaded count as later ones.
     context = begin_request(core, request)
     if hdrs.UPGRADE in request.headers:
-        await _arrive_in_time(core, request, context)
+        await _arrive_with_timeout(core, request, context)
     else:
         loading = fast_path_load(core, request)
         if loading is None or not try_fast_path(core, request, context, await loading):
@@ -94,7 +94,7 @@ async def _arrive(core: Core, request: web.Request, context: RequestContext) -> 
         raise
 
 
-async def _arrive_in_time(core: Core, request: web.Request, context: RequestContext) -> None:
+async def _arrive_with_timeout(core: Core, request: web.Request, context: RequestContext) -> None:
     """
     Judge a request that asks for an upgrade, within the timeout of handshakes.
     """

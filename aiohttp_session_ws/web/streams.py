@@ -208,7 +208,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         connections.counters.closed(*end_of(connection, exc))
         connections.handler_exited(connection)
         if not isinstance(self._response, web.WebSocketResponse):
-            self._warn_of_body()
+            self._warn_streamed_body()
             context.connection = None  # later orders of the handler wait for its response
             connections.discard_stream(connection)
             return
@@ -222,7 +222,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         if exc is not None and needs_no_response(connection, exc):
             raise SessionWSClosed(self._response) from exc
 
-    def _warn_of_body(self) -> None:
+    def _warn_streamed_body(self) -> None:
         """
         Warn of a stream that is sent after the block, when it isn't tied to its session any more.
         """
