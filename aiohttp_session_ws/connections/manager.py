@@ -331,7 +331,7 @@ class ConnectionManager(ConnectionIndex):
         Args:
             subject: The subject of the order; only sockets of ids are found so quickly.
             close: The close of the order.
-            began: By when the lineage of a socket must have begun, by the one clock.
+            began: By when the lineage of a socket must have begun, by the shared clock.
             started: By when its handshake must have begun, by the event loop's clock.
             but: A connection to leave alone.
 

@@ -211,7 +211,7 @@ class Core:
         # The latest that sessions were loaded from: an application may make one per request.
         self.storages: list[AbstractStorage] = []
         self.own_ttl = self._others_ttl = 0.0
-        self._started = 0.0  # by the one clock, which may not be known yet
+        self._started = 0.0  # by the shared clock, which may not be known yet
         self._set_ttl()
 
     # Time

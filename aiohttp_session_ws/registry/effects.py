@@ -281,7 +281,7 @@ class Effects:
         Args:
             kind: Whether ids, identities or labels ended.
             values: The ids, identities or labels.
-            times: When each ended, by the one clock.
+            times: When each ended, by the shared clock.
             ttl: Seconds to keep each end after its last hit.
         """
         self._records.end_subjects(kind, values, times, ttl)

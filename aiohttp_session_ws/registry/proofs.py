@@ -23,7 +23,7 @@ class Proofs:
 
     def now(self) -> float:
         """
-        Return the current time by the one clock, for the *since* of :meth:`prove`.
+        Return the current time by the shared clock, for the *since* of :meth:`prove`.
         """
         return self._core.clock.begin_time()
 

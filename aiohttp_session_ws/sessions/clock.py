@@ -1,5 +1,5 @@
 """
-The one clock: it issues the timestamps at which lineages begin and end.
+The shared clock: it issues the timestamps at which lineages begin and end.
 """
 
 from __future__ import annotations

@@ -55,9 +55,9 @@ class RequestOrders:
         renewed: Whether it has asked for a new id.
         other_id: Whether it has asked for another id, or none, where the application keeps ids.
         keeps_sockets: Whether sockets stay open under the new id.
-        ended: When it has ended the lineage, by the one clock.
+        ended: When it has ended the lineage, by the shared clock.
         begins: Whether its response begins a lineage after ``end_other_sessions_ws``.
-        own_ends: The subjects that it has ended, and when, by the one clock.
+        own_ends: The subjects that it has ended, and when, by the shared clock.
         changes: The records of its orders, published when the response has been sent.
         deferred: Whether the request is settled without the middleware.
         refresh: Which sockets stay open under another id.
@@ -91,13 +91,13 @@ class RequestContext:
     Args:
         request: The request.
         task: The task that handles it.
-        arrived: When it arrived, by the one clock: the beginning of a lineage that it begins.
+        arrived: When it arrived, by the shared clock: the beginning of a lineage that it begins.
 
     Attributes:
         request: The request; ``None`` once its websocket is gone.
         task: The task that runs its handler, until its response has been written.
         started: When it arrived, by the event loop's clock.
-        arrived: When it arrived, by the one clock.
+        arrived: When it arrived, by the shared clock.
         stage: Its stage.
         behind_middleware: Whether the middleware settles it.
         after_middleware: Whether this is another context, since the middleware has settled it.

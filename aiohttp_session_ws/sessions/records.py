@@ -34,7 +34,7 @@ class LineageEnded(NamedTuple):
 
     Attributes:
         token: The token of the lineage.
-        at: When it ended, by the one clock.
+        at: When it ended, by the shared clock.
         carries: Whether the response that ended it carries a session that may reconnect.
         ttl: Seconds to keep this after it was last used.
         minor: Whether its session held only our own keys and had no identity.
@@ -55,7 +55,7 @@ class LineageRenewed(NamedTuple):
         token: The token of the lineage.
         generation: Its newest generation.
         after: The generation that was renewed; those before it are replaced for good.
-        at: When it was renewed, by the one clock.
+        at: When it was renewed, by the shared clock.
         login: Whether a visitor's log-in caused it, perhaps besides a renewal.
         seen: Whether a request has arrived with it.
         ttl: Seconds to keep this after it was last used.
@@ -76,7 +76,7 @@ class SubjectEnded(NamedTuple):
 
     Attributes:
         subject: The id, identity or label.
-        at: When their end was ordered, by the one clock.
+        at: When their end was ordered, by the shared clock.
         ttl: Seconds to keep this after it was last used.
     """
 

@@ -77,7 +77,7 @@ def status(
         records: The records that this process knows of.
         lineage: The lineage and generation of the session.
         subjects: Its id, and its identity and labels as far as they are known.
-        clock: The one clock.
+        clock: The shared clock.
         grace: Seconds in which an older generation counts as replaced though no request has
             arrived with the newer one yet.
     """

@@ -388,7 +388,7 @@ class TestLogOut:
             await peer.hear()
             await until(lambda: len(left) == 2)
         assert left == ["inner", "outer"]
-        assert all("goes on though" in one for one in complaints())
+        assert all("is still running" in one for one in complaints())
 
 
 class TestGoodbye:

@@ -41,7 +41,7 @@ def test_in_step(
 
 
 def test_ticks(seconds: Seconds, clock: RedisClock) -> None:
-    """All wait for the same ticks of the one clock, for one at most; nobody once it is calm."""
+    """All wait for the same ticks of the shared clock, for one at most; nobody once it is calm."""
     pace = Pace(clock, seconds)
     pace.count()
     seconds.now += 1.0
