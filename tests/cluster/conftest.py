@@ -29,7 +29,7 @@ class Sites(Protocol):
 
 @pytest.fixture
 async def sites(redis_server: RedisServer) -> AsyncIterator[Sites]:
-    """Start two nodes that know each other, and stop them after the test."""
+    """Return a function that starts two nodes that know each other; stop them after the test."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(

@@ -51,7 +51,7 @@ class TestEnd:
         a, b = await start(sites)
         browser = await a.logged_in()
         assert await b.knock(browser.cookie) == "ann"
-        await b.registry.end_label("device", "laptop")  # owners are asked for now
+        await b.registry.end_label("device", "laptop")  # now ``labels`` is called on arrival
         assert await b.seen(browser.cookie) == "ann"
         await browser.get("/write?device=phone")
         assert await b.seen(browser.cookie) == "ann"

@@ -54,7 +54,7 @@ Start: TypeAlias = Callable[..., Awaitable[list[Client]]]
 
 @pytest.fixture
 def start(aiohttp_client: AiohttpClient, redis_server: RedisServer) -> Start:
-    """Start nodes with connection limits over all of them."""
+    """Return a function that starts nodes with connection limits over all of them."""
 
     async def begin(number: int = 2, *, on_limit: OnLimit, **options: Any) -> list[Client]:
         names = ("per_session", "per_identity")

@@ -78,7 +78,7 @@ class TestStats:
         assert during.complete
         assert after.complete
         assert after.total.closes[("order", 4401)] == 2
-        assert [stats.orders_given for stats in after] == [2, 0]  # with that of the log-in
+        assert [stats.orders_given for stats in after] == [2, 0]  # including that of the log-in
         assert [stats.orders_heard for stats in after] == [0, 2]
 
     async def test_script(self, redis_server: RedisServer, nodes: Nodes) -> None:

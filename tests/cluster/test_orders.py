@@ -161,7 +161,7 @@ class TestTrouble:
         give, hers_id = getattr(registry_of(a), order), await id_of(a, ann)
         await settled(a)
         heard = registry_of(b).stats().orders_heard
-        await give("nobody")  # the next one is read as one of its kind
+        await give("nobody")  # the next one has the same shape
         await until(lambda: registry_of(b).stats().orders_heard > heard)
         failed = asyncio.Event()
 
@@ -185,7 +185,7 @@ class TestTrouble:
         ann, bob = await log_in(a), await log_in(a, "bob")
         await settled(a)
         heard = registry_of(b).stats().orders_heard
-        await registry_of(a).end_identity("nobody")  # the next one is read as one of its kind
+        await registry_of(a).end_identity("nobody")  # the next one has the same shape
         await until(lambda: registry_of(b).stats().orders_heard > heard)
         failed = asyncio.Event()
 
@@ -218,7 +218,7 @@ class TestTrouble:
         async with socket(b, ann) as hers, socket(b, bob) as his:
             monkeypatch.setattr(core.announcer, "received", fail_of_bob)
             end_identity = registry_of(a).end_identity
-            await asyncio.gather(*map(end_identity, ["x", "y", "bob", "ann"]))  # two as one
+            await asyncio.gather(*map(end_identity, ["x", "y", "bob", "ann"]))  # 2 in one message
             assert [await expect_close(ws) for ws in (hers, his)] == [4401, 4401]
 
     async def test_fails_half_way(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +325,7 @@ class TestRenew:
     async def test_old_id_elsewhere(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """A session that was renewed twice ends by its first id, given by a later process."""
+        """A script ends a session that was renewed twice by the session's first id."""
         a = await start_node(redis_server.url, "a")
         first = await log_in(a)
         first_id = await id_of(a, first)
@@ -434,7 +434,7 @@ class TestClose:
         a = await start_node(redis_server.url, "a")
         b = await start_node(redis_server.url, "b", identify=wait)
         cookie = await log_in(a)
-        id_ = await id_of(b, cookie)  # from now on its handshakes ask Redis, and not its pages
+        id_ = await id_of(b, cookie)  # from now on its handshakes are looked up, its pages not
         turnstile.shut = True
         opening = asyncio.create_task(refused(b, cookie))
         await turnstile.arrived.wait()
@@ -453,7 +453,7 @@ class TestClose:
         b = await start_node(redis_server.url, "b", identify=None)
         cookie = await log_in(a)
         async with socket(b, cookie):
-            pass  # from now on its pages don't ask
+            pass  # from now on its pages are not looked up
         await visit(a, "/out/end_session_ws", cookie)
         await settled(a)
 

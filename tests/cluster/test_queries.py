@@ -147,7 +147,7 @@ class TestLooking:
         opened, may_open = itertools.count(), asyncio.Event()
 
         async def connect(*args: Any) -> Any:
-            if next(opened) == 2:  # behind those for commands and for orders
+            if next(opened) == 2:  # after those for commands and orders
                 await may_open.wait()
             return await wire.connect(*args)
 

@@ -262,7 +262,7 @@ class TestReconnected:
             await until(lambda: any(details.subject == "the last" for details in told))
             await ws.send_str("still there")
             assert await ws.receive_str() == "still there"
-            async with socket(b, cookie):  # Redis has the order, which is known here
+            async with socket(b, cookie):  # Redis has the order, which was applied here
                 pass
         assert sorted(str(each.subject) for each in told) == sorted([*ids, "the last"])
 
@@ -344,7 +344,7 @@ class TestPages:
         """A living session is looked up once, however many pages it requests."""
         cookie = await log_in(fresh)
         await who(fresh, cookie)
-        numbers = cluster_of(fresh).numbers  # it reads what was ordered before it started
+        numbers = cluster_of(fresh).numbers  # it first reads the orders before its start
         await until(lambda: numbers.last > 0 and not numbers.missing)
         before = await reads(redis_server)
         for _ in range(10):
@@ -389,7 +389,7 @@ class TestOthers:
         return found[0], found[1]
 
     async def test_spares_itself(self, two: tuple[Client, Client]) -> None:
-        """The session lives on with a new cookie; its old cookie and other sessions are over."""
+        """The session gets a new cookie; its old cookie and the other sessions are over."""
         a, b = two
         mine, other = await log_in(a), await log_in(b)
         async with socket(b, other) as ws:
@@ -427,7 +427,7 @@ class TestOthers:
         browser, other = await a.logged_in(), await b.logged_in()
         mine = await (await b.browser(browser.cookie)).open()
         if by == "handshake":
-            await other.open()  # from now on its requests don't ask
+            await other.open()  # from now on its requests are not looked up
         LateWire.late = True
         async with a.held(browser, "/elsewhere"):
             await until(partial(is_refused, b, other.cookie))
@@ -437,7 +437,7 @@ class TestOthers:
         assert await mine.code() == AGAIN
 
     async def test_lost(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
-        """The records are written again after a loss, also by the node that ordered them."""
+        """Lost records of a log-out elsewhere are written again by the node that handled it."""
         a, b = two
         await visit(a, "/elsewhere", await log_in(a))
         cluster_of(b).write_back.lost = lambda **_: None  # type: ignore[method-assign]
@@ -475,7 +475,7 @@ class TestOthers:
             assert await ws.receive_str(timeout=PATIENCE) == "still there"
 
     async def test_away(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
-        """Without Redis it is refused, and nothing is ended, then or later."""
+        """A log-out elsewhere without Redis is refused, and ends nothing, then or later."""
         a, _ = two
         await visit(a, "/elsewhere", await log_in(a, "bob"))  # Redis knows the script
         mine, other = await log_in(a), await log_in(a)

@@ -219,7 +219,7 @@ class TestDeaf:
             await becomes(b, "degraded")
             await visit(a, "/out/end_session_ws", cookie)
             await settled(a)
-            await redis_server.cli("DEL", "{aiohttp_session_ws}:recent")  # so it must ask
+            await redis_server.cli("DEL", "{aiohttp_session_ws}:recent")  # so it must look it up
             await proxy.start()
             await becomes_nobody(b, cookie)
 
@@ -470,7 +470,7 @@ class TestLostData:
         everything: bool,
     ) -> None:
         """Each record is written again in the end, even if the write-back is often restarted."""
-        monkeypatch.setattr(recent, "AGAIN_KEPT", -1.0)  # so that it is only remembered
+        monkeypatch.setattr(recent, "AGAIN_KEPT", -1.0)  # so that no message is kept
         monkeypatch.setattr(write_back, "AT_ONCE", 1)
         monkeypatch.setattr(write_back, "PAUSE", 0.0)
         monkeypatch.setattr(write_back, "STEPS", (0.01, 0.01))
@@ -592,7 +592,7 @@ class TestLostData:
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
         await settled(a)
-        await redis_server.cli("DEL", f"{PREFIX}:recent")  # as if nobody had heard it
+        await redis_server.cli("DEL", f"{PREFIX}:recent")  # as if no node had received it
         b = await start_node(redis_server.url, "b")
         commands = cluster_of(b).commands
         read, losing = commands.read, list[asyncio.Task[None]]()
@@ -640,7 +640,7 @@ class TestLostData:
     async def test_older_state(
         self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
     ) -> None:
-        """Numbers that a Redis restored to an older state gives again are read again."""
+        """Numbers that Redis reuses after it was restored to an older state are read again."""
         async with Proxy(redis_server.port) as proxy:
             node = await start_node(proxy.url(), "node")
             cluster = cluster_of(node)
@@ -705,7 +705,7 @@ class TestLostData:
     async def test_counted_before(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A number of a server is not taken as read on a server that has counted less."""
+        """A server's number is not taken as read after a restart with a lower count."""
         monkeypatch.setattr(membership, "ON_ITS_WAY", 3600.0)
         node = await start_node(redis_server.url, "node")
         await becomes(node, "connected")
@@ -718,7 +718,7 @@ class TestLostData:
             return call_later(delay, act, *args, **options)
 
         monkeypatch.setattr(loop, "call_later", note_later)
-        await cluster.membership.heartbeat_now()  # so that it has nothing else to find out
+        await cluster.membership.heartbeat_now()  # so that nothing else is detected
         await redis_server.cli("SET", f"{PREFIX}:seq", 5)
         await cluster.membership.heartbeat_now()
         assert later

@@ -228,7 +228,7 @@ class TestRecords:
     async def test_of_all_storages_in_an_outage(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Ends ordered during an outage, or right at its end, are kept for as long, too."""
+        """Ends ordered in an outage, or right at its end, get the TTL of the longest storage."""
         await redis_server.cli("SET", f"{PREFIX}:ttl", int(YEAR))
         redis_server.kill()
         node = await start_node(redis_server.url)
@@ -299,7 +299,7 @@ class TestRecords:
     async def test_for_ever_and_again(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """Such a TTL also works for records that Redis merges, or finds by a former id."""
+        """A TTL longer than Redis can count also works for a renewed session, ended twice."""
         expiry = Expiry(revocation_ttl=sys.maxsize)
         a = await start_node(redis_server.url, "a", expiry=expiry)
         cookie = await visit(a, "/renew", await log_in(a))

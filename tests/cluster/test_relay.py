@@ -71,7 +71,7 @@ class TestRelay:
         assert heard == [b"x" * size]
 
     async def test_too_much(self, sites: Sites) -> None:
-        """A larger message raises ValueError, and a text raises TypeError."""
+        """A message over 64 KiB raises ValueError, and a text raises TypeError."""
         a, _ = await sites()
 
         with pytest.raises(ValueError, match="65536 bytes at most"):
@@ -198,7 +198,7 @@ class TestRelay:
             await a.registry.relay("rates", b"after")
             return len(heard) > 1
 
-        await until(hears)  # the data, too
+        await until(hears)  # the connection for data is back, too
         assert (delivery.nodes, delivery.complete) == (0, False)
         assert heard[:2] == [b"before", b"after"]
 

@@ -306,7 +306,7 @@ class TestCluster:
         *,
         ours: bool,
     ) -> None:
-        """No log-out is lost when a master is killed and returns: the one of our keys or not."""
+        """No log-out is lost when a master, with our keys or not, is killed and returns."""
         a = await start_node(make, "a")
         b = await start_node(make, "b")
         cookies = [await log_in(a) for _ in range(9)]

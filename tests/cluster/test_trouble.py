@@ -130,7 +130,7 @@ class TestWritesRefused:
         assert states == []
 
     async def test_ping(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A PING that is refused since the disk is full counts as an answer."""
+        """A PING that Redis refuses because its disk is full counts as an answer."""
 
         async def subscriptions() -> list[dict[str, str]]:
             async with redis_server.client() as client:
@@ -157,7 +157,7 @@ class TestWritesRefused:
         monkeypatch: pytest.MonkeyPatch,
         fails: int,
     ) -> None:
-        """A node that starts meanwhile learns the orders that Redis has refused to record."""
+        """A node that starts while Redis refuses writes learns the orders refused before."""
         publish, left = Requests.publish, [False] * fails
 
         async def some_are_lost(*args: Any) -> bool:
@@ -204,7 +204,7 @@ class TestWritesRefused:
         await becomes_nobody(b, cookie)
 
     async def test_members(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Nodes that start or stop meanwhile are known to others, though Redis can't list them."""
+        """Nodes that start or stop while Redis refuses writes are known to the others."""
         cut = False
 
         def make() -> Redis:
@@ -224,7 +224,7 @@ class TestWritesRefused:
         await expects(b, 2)  # without itself
         await old.close()
         await expects(a, 2)
-        assert (await registry_of(a).count()).complete  # nor does the list count that Redis has
+        assert (await registry_of(a).count()).complete  # despite the outdated list in Redis
         c = await start_node(redis_server.url, "c")
         await expects(a, 3)
         await expects(c, 3)  # with "old", which Redis still lists

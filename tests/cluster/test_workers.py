@@ -176,7 +176,7 @@ async def test_workers_without_redis(
 ) -> None:
     """More than one worker without Redis causes a warning, however gunicorn was configured."""
     if number == 1:
-        monkeypatch.setenv("WEB_CONCURRENCY", "4")  # which options overrule
+        monkeypatch.setenv("WEB_CONCURRENCY", "4")  # which the options override
     (tmp_path / "site_of_workers.py").write_text(SITE)
     (tmp_path / "gunicorn.conf.py").write_text(settings)
     url = URL(f"http://127.0.0.1:{free_port()}")

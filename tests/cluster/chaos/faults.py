@@ -71,7 +71,7 @@ DOWN: Final = {  # seconds at most
     TORN: 1.0,
     RESET: 1.0,
 }
-LONGEST: Final = 15.0  # seconds at most that Redis or a node is rarely frozen
+LONGEST: Final = 15.0  # seconds at most of a rare, long freeze of Redis or a node
 SELDOM: Final = 0.1  # the probability of that
 SHORTEST: Final = 0.05  # second
 REST: Final = 8.0  # seconds after a loss of data, unless it is dense

@@ -151,7 +151,7 @@ class Timeline:
             self._all_know[number] = found
         return found
 
-    # What happens
+    # Changes over time
 
     def _pass(
         self,
@@ -203,7 +203,7 @@ class Timeline:
             state.redis, state.lost = None, at
             state.hand = HAND + REST + self._telling(at)
 
-    # What is there
+    # State at a moment
 
     def _in_contact(self, at: float) -> Iterator[tuple[int, float]]:
         """Yield the processes that are in contact with Redis, and since when."""

@@ -123,7 +123,7 @@ class Chaos:
         self.orders: list[Order] = []
         self.visits: list[Visit] = []
         self.untrue: list[str] = []
-        self.complete = 0  # reports that said so
+        self.complete = 0  # complete reports
         self.replayed = ""  # how many cookies were tried
         self.requests = 0  # log-outs that were retried, since a node had died
         self.start = 0.0  # by the event loop's clock, when the faults began
@@ -134,7 +134,7 @@ class Chaos:
         self._client: ClientSession | None = None
         self._number = 0
 
-    # What happens
+    # Actions
 
     async def run(self, seconds: float, faults: Sequence[Fault] = ()) -> Report:
         """Run log-outs and faults for some time, wait until all is settled, and check it."""
@@ -208,7 +208,7 @@ class Chaos:
             return
         for browser in browsers:
             waits = f"&wait={WAIT}" if self.random.random() < WAITS else ""
-            browser.ending = True  # so that its id does not change
+            browser.ending = True  # renewals no longer change its id
             path = f"/end?id={browser.id}{waits}" if way == "/end" else way
             ending = self.end(path, browser, [browser])
             if way == "/end" and self.random.random() < MEANWHILE:
