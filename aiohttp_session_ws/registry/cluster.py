@@ -156,7 +156,7 @@ class Cluster(Protocol):
     @property
     def clock(self) -> Clock:
         """
-        The one clock of all nodes.
+        The clock that all nodes share.
         """
 
     @property

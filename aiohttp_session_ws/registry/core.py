@@ -128,7 +128,7 @@ class Core:
         close_orders: Recent close orders, which a handshake may have missed.
         connections: The sockets of this process.
         cluster: The other nodes.
-        clock: The one clock by which lineages begin and end.
+        clock: The shared clock by which lineages begin and end.
         identifier: Finds the identity and the labels of a request.
         announcer: Logs orders and sends ``on_order``.
         effects: Applies orders on this node.

@@ -1,5 +1,5 @@
 """
-The one clock of all nodes.
+The clock that all nodes share.
 """
 
 from __future__ import annotations

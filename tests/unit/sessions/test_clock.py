@@ -1,5 +1,5 @@
 """
-The one clock by which lineages begin and end.
+The shared clock by which lineages begin and end.
 """
 
 from __future__ import annotations
