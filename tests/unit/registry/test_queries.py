@@ -223,7 +223,7 @@ class TestNoSecrets:
         async with client.ws_connect("/stubborn"):
             await registry.end_session(id_)
             try:
-                await until(lambda: "goes on" in caplog.text)
+                await until(lambda: "is still running" in caplog.text)
             finally:
                 let.set()
 
