@@ -1,5 +1,5 @@
 """
-Orders that a request gives, and when its sockets close.
+Orders that a request handler gives, and when they close sockets.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ async def logged_in(
 
 
 async def fate(client: Client, cookie: str) -> str:
-    """Tell what became of the session that a cookie stands for."""
+    """Return whether the session of *cookie* is alive, replaced or ended."""
     if await seen_as(client, cookie) is None:
         return "ended"
     return "alive" if await outcome(client, cookie) == "ann" else "replaced"
 
 
 class TestDecision:
-    """What became of the id is decided when the handler is done."""
+    """What happened to the session is decided when the handler has returned."""
 
     @pytest.mark.parametrize(
         ("path", "left", "code"),
@@ -88,7 +88,7 @@ class TestDecision:
         left: str,
         code: int,
     ) -> None:
-        """Each way to end, renew or close leaves its record and its close code."""
+        """Each order closes with its code, and leaves the session alive, replaced or ended."""
         client, _ = await logged_in(aiohttp_client, make_app(registry))
         cookie = cookie_of(client)
         async with client.ws_connect("/ws") as ws:
@@ -119,7 +119,7 @@ class TestDecision:
         left: str,
         code: int | None,
     ) -> None:
-        """What a handler makes of a session closes its sockets if it is an end, or is saved."""
+        """A change of a session closes its sockets if it ends the session, or is saved."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
             if "delete" in change:
@@ -152,7 +152,7 @@ class TestDecision:
     async def test_renewed_in_vain(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A renewal whose handler fails changes nothing."""
+        """A renewal whose handler fails keeps the id and the open socket."""
 
         async def handler(request: web.Request) -> web.Response:
             await renew_session_ws(request, web.Response())
@@ -173,7 +173,7 @@ class TestDecision:
     async def test_successors_end_too(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Whoever ends a session by an old id of it ends it all the same."""
+        """An order to end a session by an old id closes the sockets of its newest id."""
         client, id_ = await logged_in(aiohttp_client, make_app(registry))
         await client.get("/renew")
         await client.get("/reset")
@@ -186,7 +186,7 @@ class TestDecision:
     async def test_ended_beats_moved(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A renewal that was under way when the session ended brings nothing back."""
+        """A renewal that was in progress when its session was ended doesn't revive the session."""
         renewing = Turnstile()
 
         async def slow_renewal(request: web.Request) -> web.Response:
@@ -212,7 +212,7 @@ class TestDecision:
     async def test_renewed_after_the_end(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It is too late for a new id: nothing is saved."""
+        """A request that takes a new id after its session was ended saves no session."""
         arrived = Turnstile()
 
         async def late(request: web.Request) -> web.Response:
@@ -236,16 +236,16 @@ class TestDecision:
 
 
 class TestWhen:
-    """The sockets close when the answer has left, and at the latest after a while."""
+    """Sockets close when the response has been sent, or after ``Timeouts.response`` seconds."""
 
     async def order(self, request: web.Request) -> web.Response:
-        """Give an order in the way of 1.1.1, with a large answer."""
+        """Order a close as with 1.1.1; the response is large if the URL has a query."""
         response = web.Response(body=b"x" * 20_000_000 if request.query else b"")
         await schedule_close_all_session_ws(request, response)
         return response
 
     async def test_after_the_answer(self, aiohttp_client: AiohttpClient) -> None:
-        """The client has its answer before the close frame comes."""
+        """A socket stays open until the response to the order has been sent."""
         registry = SessionWSRegistry(timeouts=Timeouts(response=60))
         answering = Turnstile()
 
@@ -280,7 +280,7 @@ class TestWhen:
         *,
         handler_cancellation: bool,
     ) -> None:
-        """An order that was given is carried out, whoever waits for the answer."""
+        """An order is carried out even if its client disconnects before the response."""
         given, over = asyncio.Event(), asyncio.Event()
 
         async def order(request: web.Request) -> web.Response:
@@ -304,7 +304,7 @@ class TestWhen:
     async def test_the_answer_is_never_read(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A client that doesn't take its answer doesn't keep the sockets."""
+        """A client that doesn't read its response doesn't keep the sockets open."""
         app = make_app(registry)
         app.router.add_get("/order", self.order)
         client, _ = await logged_in(aiohttp_client, app)
@@ -319,7 +319,7 @@ class TestWhen:
     async def test_the_answer_is_read_slowly(
         self, aiohttp_client: AiohttpClient, *, closes: bool
     ) -> None:
-        """What waits to be sent is waited for, though its connection is closed behind it."""
+        """Sockets stay open until a buffered response is read, even with ``Connection: close``."""
         registry = SessionWSRegistry(timeouts=Timeouts(response=10 * PATIENCE))
         tasks: list[asyncio.Task[None] | None] = []
 
@@ -355,7 +355,7 @@ class TestWhen:
 
     @pytest.mark.parametrize("how", ["redirect", "rewrap", "crash", "keep alive"])
     async def test_another_answer_is_sent(self, aiohttp_client: AiohttpClient, how: str) -> None:
-        """The order doesn't hang on the response object that it was given."""
+        """An order is carried out whichever response is sent in the end."""
         registry = SessionWSRegistry(timeouts=Timeouts(response=60))
 
         async def order(request: web.Request) -> web.Response:
@@ -383,7 +383,7 @@ class TestWhen:
     async def test_pipelined_requests_are_answered(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Our log-out doesn't need the connection to end, so what comes behind is served."""
+        """A request that is pipelined behind a log-out is answered on the same connection."""
         client, _ = await logged_in(aiohttp_client, make_app(registry))
         peer = await RawPeer.connect(client.make_url("/whoami"), cookie_of(client))
         await peer.read_head()
@@ -404,7 +404,7 @@ class TestHandshakes:
     async def test_in_flight(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A handshake that loaded the session before the log-out opens nothing after it."""
+        """A handshake that loaded the session before the log-out is closed as ended after it."""
         storage = GatedStorage(SimpleCookieStorage())
         client, _ = await logged_in(aiohttp_client, make_app(registry, storage))
         storage.loading.shut = True
@@ -421,7 +421,7 @@ class TestHandshakes:
     async def test_in_flight_while_only_closed(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """An order that revokes nothing concerns the handshakes before it, too."""
+        """An order that only closes sockets also closes a handshake that began before it."""
         storage = GatedStorage(SimpleCookieStorage())
         client, id_ = await logged_in(aiohttp_client, make_app(registry, storage))
         storage.loading.shut = True
@@ -437,7 +437,7 @@ class TestHandshakes:
     async def test_until_it_is_decided(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A socket that opens before the handler is done is meant by its order, too."""
+        """An order closes sockets that open before its handler returns, and none later."""
         deciding = Turnstile()
 
         async def order(request: web.Request) -> web.Response:
@@ -465,7 +465,7 @@ class TestHandshakes:
     async def test_those_that_came_after_the_decision(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A socket that opens while the answer is on its way is not meant by the order."""
+        """An order doesn't close a socket that opens while its response is being sent."""
         answering = Turnstile()
 
         @web.middleware
@@ -495,7 +495,7 @@ class TestHandshakes:
 
 class TestInAnOpenSocket:
     async def test_end(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """A handler of a websocket may end its session; it is done when the call returns."""
+        """A websocket handler may end its session, which closes all sockets of the session."""
         done = asyncio.Event()
 
         async def handler(request: web.Request) -> web.WebSocketResponse:
@@ -517,7 +517,7 @@ class TestInAnOpenSocket:
         assert await fate(client, cookie_of(client)) == "ended"
 
     async def test_renew(self, aiohttp_client: AiohttpClient) -> None:
-        """The session of an open websocket can't be saved, and the error says so."""
+        """Renewing the session of an open websocket fails; the error names ``web.Response``."""
         errors: list[SessionWSError] = []
 
         async def handler(request: web.Request) -> web.WebSocketResponse:
@@ -538,7 +538,7 @@ class TestInAnOpenSocket:
 
 
 class TestWithoutTheMiddleware:
-    """1.1.1 could be used with aiohttp_session's middleware alone."""
+    """Applications with aiohttp_session's middleware alone, which was enough for 1.1.1."""
 
     def app(self, registry: SessionWSRegistry) -> web.Application:
         app = make_app(registry)
@@ -546,7 +546,7 @@ class TestWithoutTheMiddleware:
         return app
 
     async def opens(self, client: Client, cookie: str) -> bool:
-        """Tell whether a handshake with a cookie is let in."""
+        """Return whether a handshake with *cookie* is accepted."""
         client.session.cookie_jar.clear()
         peer = await RawPeer.connect(client.make_url("/ws"), cookie)
         head = await peer.read_head()
@@ -557,7 +557,7 @@ class TestWithoutTheMiddleware:
         ("path", "lives", "code"),
         [
             ("/close", True, 4403),
-            ("/reset", True, 4403),  # saved before it can be settled: use renew_session_ws()
+            ("/reset", True, 4403),  # saved before the order is settled: use renew_session_ws()
             ("/renew", False, 4403),
             ("/out/pattern", False, 4403),
             ("/out/end_session_ws", False, 4401),
@@ -571,7 +571,7 @@ class TestWithoutTheMiddleware:
         lives: bool,
         code: int,
     ) -> None:
-        """What was asked for is decided when the answer has left."""
+        """Each order closes sockets with its code; only a close or a reset keeps the cookie."""
         client, _ = await logged_in(aiohttp_client, self.app(registry))
         cookie = cookie_of(client)
         async with client.ws_connect("/ws") as ws:
@@ -584,7 +584,7 @@ class TestWithoutTheMiddleware:
     async def test_the_id_that_the_request_came_with(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The order is about that one, though the session was replaced before."""
+        """An order concerns the id that the request came with, even after a change of the id."""
 
         async def backwards(request: web.Request) -> web.Response:
             response = web.Response()
@@ -608,7 +608,7 @@ class TestWithoutTheMiddleware:
     async def test_no_id_at_all(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A visitor without an id may log out; there is nothing to close."""
+        """A log-out by a client without an id succeeds."""
         client = await aiohttp_client(self.app(registry))
         async with client.get("/out/end_session_ws") as response:
             status = response.status
@@ -618,7 +618,7 @@ class TestWithoutTheMiddleware:
     async def test_refusals_are_http(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Nobody turns the 403 of a dead session into a close code."""
+        """A handshake of an ended session gets HTTP 403 if no middleware makes it a close code."""
         client = await aiohttp_client(self.app(registry))
         async with client.ws_connect("/ws") as ws:
             id_ = (await ws.receive()).json()[0]
@@ -634,7 +634,7 @@ class TestSubApplications:
     async def test_the_parents_registry(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The root's setup() and middleware serve its sub-applications."""
+        """``setup()`` and the middleware of a root application also serve its sub-applications."""
         root = web.Application(
             middlewares=[
                 aiohttp_session.session_middleware(SimpleCookieStorage()),

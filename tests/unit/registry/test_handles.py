@@ -1,5 +1,5 @@
 """
-Names of sessions that may be shown to a page.
+Handles: names of sessions that may be shown to a page.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def registry() -> SessionWSRegistry:
 
 class TestHandle:
     def test_same(self) -> None:
-        """It depends on the key and on the id, and doesn't tell it."""
+        """A handle depends on the key and on the id, and doesn't contain the id."""
         one, same, other = [
             SessionWSRegistry(handle_key=key) for key in (KEY, KEY.encode(), "?" * 16)
         ]
@@ -49,18 +49,18 @@ class TestHandle:
         assert "id" not in handle
 
     def test_no_key(self) -> None:
-        """Without a key there are none."""
+        """A registry without a ``handle_key`` raises an error that names it."""
         with pytest.raises(NotSetUp, match="handle_key"):
             SessionWSRegistry().handle("id")
 
     @pytest.mark.parametrize(("key", "error"), [("short", ValueError), (7, TypeError)])
     def test_wrong_key(self, key: object, error: type[Exception]) -> None:
-        """What is no secret is refused at once."""
+        """A ``handle_key`` that is too short, or of a wrong type, is refused at once."""
         with pytest.raises(error, match="handle_key"):
             SessionWSRegistry(handle_key=key)  # type: ignore[arg-type]  # that's the test
 
     def test_no_id(self, registry: SessionWSRegistry) -> None:
-        """What can't be an id has none."""
+        """A value that can't be an id has no handle."""
         with pytest.raises(InvalidSessionWSId):
             registry.handle(None)
 
@@ -69,7 +69,7 @@ class TestEnd:
     async def test_by_handle(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A session with an open socket is ended by its handle, as it came back from a page."""
+        """A session with an open socket is ended by its handle, which was sent as text."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/login")
         async with client.ws_connect("/ws") as ws:
@@ -81,14 +81,14 @@ class TestEnd:
         assert (report.sockets, report.stored) == (1, True)
 
     async def test_unknown(self, started: Started, registry: SessionWSRegistry) -> None:
-        """Nothing ends by the handle of a session without an open socket, and it is said."""
+        """A handle of a session without an open socket ends nothing, and the report says so."""
         await started(registry)
         report = await registry.end_session(registry.handle("id"))
 
         assert (report.sockets, report.stored) == (0, False)
 
     async def test_text(self, started: Started, registry: SessionWSRegistry) -> None:
-        """A text that isn't said to be a handle is an id."""
+        """A plain string is taken for an id, even if it reads like a handle."""
         await started(registry)
         registry.register("id", Thing())
         report = await registry.end_session(str(registry.handle("id")))
@@ -101,7 +101,7 @@ class TestEnd:
         registry: SessionWSRegistry,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """It is found among many, a part of them at a time."""
+        """A handle's session is found among more ids than are hashed in a row."""
         monkeypatch.setattr(handles, "PART", 3)
         await started(registry)
         for n in range(10):

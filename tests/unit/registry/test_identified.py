@@ -1,5 +1,5 @@
 """
-Identities that hold until some time, as a token's do.
+Identities with an expiry, such as those of tokens.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ EXPIRED = (4401, "session expired")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look every moment for what is due, and not every second."""
+    """Check every 10 ms instead of every second which connections are due."""
     monkeypatch.setattr(manager, "TICK", 0.01)
 
 
 async def token_of(request: web.Request) -> Identified | None:
-    """Identify by a token in the session that says until when it holds."""
+    """Return the session's user, with the expiry that the session holds."""
     session = await aiohttp_session.get_session(request)
     user = await user_of(request)
     return None if user is None else Identified(user, session.get("until", math.inf))
 
 
 async def refresh(request: web.Request) -> web.Response:
-    """Take a new token, for the sockets that are open too."""
+    """Store another expiry in the session, and keep its open sockets."""
     session = await aiohttp_session.get_session(request)
     session["until"] = time.time() + float(request.query["for"])
     response = web.Response()
@@ -46,7 +46,7 @@ async def refresh(request: web.Request) -> web.Response:
 
 
 async def closed(ws: Any) -> tuple[int, str]:
-    """Read on until the server closes; return its code and its reason."""
+    """Read until the server closes the socket; return the code and the reason."""
     while True:
         message = await ws.receive(timeout=PATIENCE)
         if message.type is WSMsgType.CLOSE:
@@ -58,7 +58,7 @@ async def start(
     registry: SessionWSRegistry,
     storage: AbstractStorage | None = None,
 ) -> Client:
-    """Serve a page that refreshes the token; somebody has logged in."""
+    """Start an app with the handler above; return a client that has logged in."""
     app = make_app(registry, storage)
     app.router.add_get("/refresh", refresh)
     client = await aiohttp_client(app)
@@ -68,7 +68,7 @@ async def start(
 
 class TestUntil:
     async def test_closed(self, aiohttp_client: AiohttpClient) -> None:
-        """A socket is closed when its identity's time is over, and not before."""
+        """A socket is closed when its identity expires, and not before."""
         until = time.time() + 0.5
         registry = SessionWSRegistry(
             identify=lambda request: Identified("ann", until), timeouts=QUICK
@@ -81,7 +81,7 @@ class TestUntil:
             assert until <= time.time() < until + PATIENCE
 
     async def test_over(self, aiohttp_client: AiohttpClient) -> None:
-        """A handshake that comes later is refused, with the same code."""
+        """A handshake whose identity has expired is refused as expired."""
         over = time.time() - 1
         registry = SessionWSRegistry(identify=lambda request: Identified("ann", over))
         client = await start(aiohttp_client, registry)
@@ -90,7 +90,7 @@ class TestUntil:
         assert not len(registry)
 
     async def test_anonymous(self, aiohttp_client: AiohttpClient) -> None:
-        """An anonymous session may have an end, too, and belongs to nobody."""
+        """An identity of ``None`` may have an expiry, at which the anonymous socket is closed."""
         until = time.time() + 0.3
         registry = SessionWSRegistry(
             identify=lambda request: Identified(None, until), timeouts=QUICK
@@ -104,7 +104,7 @@ class TestUntil:
 
     @pytest.mark.parametrize("until", [math.nan, "tomorrow", None])
     async def test_no_time(self, aiohttp_client: AiohttpClient, until: Any) -> None:
-        """What is no time is an error that names it."""
+        """An ``until`` that is no time fails the handshake; the error names ``until``."""
         registry = SessionWSRegistry(identify=lambda request: Identified("ann", until))
         failures: list[BaseException | None] = []
 
@@ -121,7 +121,7 @@ class TestUntil:
 
 class TestRefresh:
     async def test_longer(self, aiohttp_client: AiohttpClient, storage: AbstractStorage) -> None:
-        """A token that is refreshed in place keeps the sockets until its own time is over."""
+        """A socket whose token was refreshed is closed as expired, not before its filed expiry."""
         registry = SessionWSRegistry(identify=token_of, timeouts=QUICK)
         client = await start(aiohttp_client, registry, storage)
         await client.get("/refresh", params={"for": "0.7"})
@@ -135,7 +135,7 @@ class TestRefresh:
             assert until <= time.time()
 
     async def test_shorter(self, aiohttp_client: AiohttpClient, storage: AbstractStorage) -> None:
-        """A token that holds for less than the one before closes at its own time."""
+        """An open socket is closed after its token was replaced by one that expires."""
         registry = SessionWSRegistry(identify=token_of, timeouts=QUICK)
         client = await start(aiohttp_client, registry, storage)
         async with client.ws_connect("/ws") as ws:
@@ -147,7 +147,7 @@ class TestRefresh:
     async def test_checked_after(
         self, aiohttp_client: AiohttpClient, storage: AbstractStorage
     ) -> None:
-        """The periodic check finds an older cookie then, and lets the socket live."""
+        """A check that may see an older cookie keeps a refreshed socket open, with its expiry."""
         registry = SessionWSRegistry(identify=token_of, timeouts=QUICK)
         client = await start(aiohttp_client, registry, storage)
         async with client.ws_connect("/ws") as ws:
@@ -155,7 +155,7 @@ class TestRefresh:
             await client.get("/refresh", params={"for": "3600"})
             (connection,) = connections(registry)
             until, connection.check_at = connection.until, 0.0
-            while connection.check_at == 0.0:  # it says when it is checked again
+            while connection.check_at == 0.0:  # a check sets the time of the next one
                 await ws.send_str("still there?")
                 assert await ws.receive_str(timeout=PATIENCE) == "still there?"
 

@@ -1,5 +1,5 @@
 """
-Whom a socket belongs to, and logging out everywhere.
+Identities of sockets, and log-outs of all sessions of an identity.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def registry() -> SessionWSRegistry:
 class TestIdentify:
     @pytest.mark.parametrize("identity", ["ann", 7, ("org", 7), frozenset({1})])
     async def test_hashable(self, aiohttp_client: AiohttpClient, identity: Hashable) -> None:
-        """Sync or async, anything hashable will do."""
+        """An identity may be any hashable object."""
         registry = SessionWSRegistry(identify=lambda request: identity, timeouts=QUICK)
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws") as ws:
@@ -50,7 +50,7 @@ class TestIdentify:
 
     @pytest.mark.parametrize("identity", [[], {}, set()])
     async def test_unhashable(self, aiohttp_client: AiohttpClient, identity: Any) -> None:
-        """Something else is a clear error; nobody else is harmed."""
+        """An unhashable identity fails its handshake with a clear error; other sockets stay."""
         harmed: list[BaseException] = []
         bad = [False]
         registry = SessionWSRegistry(
@@ -74,7 +74,7 @@ class TestIdentify:
         assert not opening(registry)
 
     async def test_raises(self, aiohttp_client: AiohttpClient) -> None:
-        """One that fails refuses the handshake and leaves nothing behind."""
+        """An ``identify`` that raises fails the handshake, which is then no longer tracked."""
         failures: list[BaseException] = []
 
         def identify(request: web.Request) -> str:
@@ -97,7 +97,7 @@ class TestIdentify:
         assert not opening(registry)
 
     async def test_raises_on_a_page(self, aiohttp_client: AiohttpClient) -> None:
-        """A page that nobody has to be identified for is served; one that needs it gets 503."""
+        """While ``identify`` fails, only requests that need an identity get 503."""
         broken = False
 
         def identify(request: web.Request) -> str:
@@ -112,12 +112,12 @@ class TestIdentify:
         broken = True
         assert (await client.get("/whoami")).status == 200
         async with client.get("/login", params={"user": "bob"}) as response:
-            assert response.status == 503  # whether that is a log-out can't be judged
+            assert response.status == 503  # whether it replaces another user is unknown
             assert response.headers["Retry-After"]
             assert not response.cookies
         await registry.end_identity("bob")
         async with client.get("/whoami") as response:
-            assert response.status in (200, 503)  # 200 if the log-in has told whose it is
+            assert response.status in (200, 503)  # 200 if known since the log-in
 
         assert cookie_of(client) == cookie
 
@@ -125,7 +125,7 @@ class TestIdentify:
     async def test_http_answer(
         self, aiohttp_client: AiohttpClient, error: type[web.HTTPException]
     ) -> None:
-        """One that raises 401 or 403 means nobody."""
+        """A session is anonymous if ``identify`` raises 401 or 403."""
 
         def identify(request: web.Request) -> str:
             raise error
@@ -139,7 +139,7 @@ class TestIdentify:
         assert info.identity is None
 
     async def test_known_to_authorize(self, aiohttp_client: AiohttpClient) -> None:
-        """It comes after ``on_handshake`` and before ``authorize``."""
+        """``identify`` is called after ``on_handshake`` and before ``authorize``."""
         steps: list[str] = []
 
         def identify(request: web.Request) -> str:
@@ -164,7 +164,7 @@ class TestIdentify:
     async def test_index_is_left(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Nothing stays under an identity when its sockets have gone."""
+        """The index of identities is empty again when their sockets have closed."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/enter")
         async with client.ws_connect("/ws") as ws, client.ws_connect("/ws") as other:
@@ -177,10 +177,10 @@ class TestIdentify:
 
 
 class Everybody(aiohttp_security.AbstractAuthorizationPolicy):
-    """Knows everybody who says a name."""
+    """A policy that knows every user who has a name."""
 
     async def permits(self, identity: str | None, permission: Any, context: Any = None) -> bool:
-        """Permit everything to whom one knows."""
+        """Permit everything to every user."""
         return identity is not None
 
     async def authorized_userid(self, identity: str) -> str | None:
@@ -189,12 +189,12 @@ class Everybody(aiohttp_security.AbstractAuthorizationPolicy):
 
 
 class TestAiohttpSecurity:
-    """``identify=aiohttp_security.authorized_userid`` fits as it is."""
+    """``aiohttp_security.authorized_userid`` can be used as ``identify`` without a wrapper."""
 
     async def test_session_identity_policy(
         self, aiohttp_client: AiohttpClient, storage: AbstractStorage
     ) -> None:
-        """Log in and out everywhere with the real package."""
+        """A log-out everywhere by aiohttp_security's user id ends that user's sessions only."""
         registry = SessionWSRegistry(identify=aiohttp_security.authorized_userid, timeouts=QUICK)
 
         async def remember(request: web.Request) -> web.Response:

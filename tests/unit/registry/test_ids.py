@@ -35,20 +35,20 @@ from tests.support.inspect import opening
 
 @dataclass(frozen=True)
 class Id:
-    """An id that only Python knows."""
+    """An id that JSON can't represent."""
 
     number: int
 
 
 class MemoryStorage(aiohttp_session.AbstractStorage):
-    """Keeps sessions as they are: any value may be in them."""
+    """Keeps sessions as Python objects, which may hold any value."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sessions: dict[str, dict[str, Any]] = {}
 
     async def load_session(self, request: web.Request) -> aiohttp_session.Session:
-        """Find the session by the key in the cookie."""
+        """Return the session whose key is in the cookie."""
         key = self.load_cookie(request)
         if key is None or key not in self.sessions:
             return aiohttp_session.Session(None, data=None, new=True)
@@ -58,25 +58,25 @@ class MemoryStorage(aiohttp_session.AbstractStorage):
     async def save_session(
         self, request: web.Request, response: web.StreamResponse, session: aiohttp_session.Session
     ) -> None:
-        """Put a copy away."""
+        """Keep a copy of the session."""
         key = session.identity or uuid.uuid4().hex
         self.sessions[key] = dict(session)
         self.save_cookie(response, key)
 
 
 async def whoami(request: web.Request) -> web.Response:
-    """Tell the id."""
+    """Return the id."""
     return web.Response(text=repr(await get_session_ws_id(request)))
 
 
 async def renew(request: web.Request) -> web.Response:
-    """Take another id."""
+    """Replace the id; return the new one."""
     await new_session_ws_id(request)
     return web.Response(text=repr(await get_session_ws_id(request)))
 
 
 async def delete(request: web.Request) -> web.Response:
-    """Give the id up."""
+    """Delete the id; return the one that is left."""
     await delete_session_ws_id(request)
     return web.Response(text=repr(await get_session_ws_id(request)))
 
@@ -89,7 +89,7 @@ async def end(request: web.Request) -> web.Response:
 
 
 async def log_out(request: web.Request) -> web.Response:
-    """Log out as 1.1.1 says."""
+    """Log out by the pattern in the README of 1.1.1."""
     response = web.Response()
     await schedule_close_all_session_ws(request, response)
     await aiohttp_session.new_session(request)
@@ -98,7 +98,7 @@ async def log_out(request: web.Request) -> web.Response:
 
 
 async def echo(request: web.Request) -> web.WebSocketResponse:
-    """Send everything back."""
+    """Echo messages."""
     async with session_ws(request) as ws:
         async for message in ws:
             await ws.send_str(message.data)
@@ -110,7 +110,7 @@ def make_app(
     storage: aiohttp_session.AbstractStorage | None = None,
     middlewares: list[Any] | None = None,
 ) -> web.Application:
-    """Return an app with all of the above."""
+    """Return an app with the handlers above."""
     if middlewares is None:
         storage = storage or aiohttp_session.SimpleCookieStorage()
         middlewares = [aiohttp_session.session_middleware(storage), session_ws_middleware]
@@ -122,14 +122,14 @@ def make_app(
 
 
 async def fetch(client: Client, path: str, **options: Any) -> str:
-    """Return the text of a page that is there."""
+    """Return the text of a response, which must have status 200."""
     async with client.get(path, **options) as response:
         assert response.status == 200
         return await response.text()
 
 
 async def expect_close(ws: Any, code: int) -> None:
-    """Wait for the server to close."""
+    """Check that the next message is a close with *code*."""
     message = await ws.receive(timeout=PATIENCE)
     assert message.type is WSMsgType.CLOSE
     assert message.data == code
@@ -156,7 +156,7 @@ class TestIdFactory:
     async def test_any_hashable(
         self, aiohttp_client: AiohttpClient, session_ws_id: Hashable
     ) -> None:
-        """A factory may return anything that can be the key of a dictionary."""
+        """An id factory may return any hashable object."""
         registry = SessionWSRegistry(id_factory=lambda request: session_ws_id)
         client = await aiohttp_client(make_app(registry, MemoryStorage()))
 
@@ -167,7 +167,7 @@ class TestIdFactory:
             await expect_close(ws, 4401)
 
     async def test_tuple_in_a_cookie(self, aiohttp_client: AiohttpClient) -> None:
-        """A tuple is an id even where the storage makes JSON, so a list, of it."""
+        """A tuple is an id even if the storage keeps JSON, which turns it into a list."""
         registry = SessionWSRegistry(id_factory=lambda request: (7, "anna"))
         client = await aiohttp_client(make_app(registry))
 
@@ -177,14 +177,14 @@ class TestIdFactory:
             assert list(registry) == [(7, "anna")]
 
     async def test_is_given_the_request(self, aiohttp_client: AiohttpClient) -> None:
-        """The factory may look at the request."""
+        """An id factory is called with the request."""
         registry = SessionWSRegistry(id_factory=lambda request: request.headers["X-Id"])
         client = await aiohttp_client(make_app(registry))
 
         assert await fetch(client, "/whoami", headers={"X-Id": "anna"}) == "'anna'"
 
     async def test_async(self, aiohttp_client: AiohttpClient) -> None:
-        """The factory may be async."""
+        """An id factory may be async."""
 
         async def id_factory(request: web.Request) -> Hashable:
             return request.path
@@ -194,7 +194,7 @@ class TestIdFactory:
         assert await fetch(client, "/whoami") == "'/whoami'"
 
     async def test_session_key(self, aiohttp_client: AiohttpClient) -> None:
-        """The id stands in the session under the key that was chosen, its lineage beside it."""
+        """A session holds its id under the chosen key, and its lineage beside the id."""
         for registry, key in [
             (SessionWSRegistry(), DEFAULT_SESSION_KEY),
             (SessionWSRegistry(session_key="mine"), "mine"),
@@ -213,7 +213,7 @@ class TestIdFactory:
 
 
 async def test_fails_for_a_new_session(aiohttp_client: AiohttpClient) -> None:
-    """A factory that fails when the handler is done holds up no order."""
+    """An id factory that fails after the handler doesn't prevent sockets from being closed."""
     ids = ["first"]
     registry = SessionWSRegistry(id_factory=lambda request: ids.pop())
 
@@ -232,12 +232,12 @@ async def test_fails_for_a_new_session(aiohttp_client: AiohttpClient) -> None:
 
 
 def fail(request: web.Request) -> Hashable:
-    """Fail to make an id."""
+    """Raise instead of making an id."""
     raise LookupError("out of ids")
 
 
 async def fail_later(request: web.Request) -> Hashable:
-    """Fail to make an id, async."""
+    """Raise instead of making an id, async."""
     raise LookupError("out of ids")
 
 
@@ -249,7 +249,7 @@ class TestBadIdFactory:
         id_factory: IdFactory,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """The request gets 500 and no session; the log names the factory."""
+        """A request whose id factory fails gets 500 and no session; the log names the factory."""
         registry = SessionWSRegistry(id_factory=id_factory)
         storage = MemoryStorage()
         client = await aiohttp_client(make_app(registry, storage))
@@ -263,7 +263,7 @@ class TestBadIdFactory:
 
     @pytest.mark.parametrize("id_factory", [fail, fail_later, lambda request: None])
     async def test_handshake(self, aiohttp_client: AiohttpClient, id_factory: IdFactory) -> None:
-        """A handshake that can't be given an id gets 500 and leaves nothing behind."""
+        """A handshake that can't get an id gets 500, and no session or connection is kept."""
         registry = SessionWSRegistry(id_factory=id_factory)
         storage = MemoryStorage()
         client = await aiohttp_client(make_app(registry, storage))
@@ -277,7 +277,7 @@ class TestBadIdFactory:
 
     @pytest.mark.parametrize("id_factory", [fail, fail_later])
     async def test_cause(self, aiohttp_client: AiohttpClient, id_factory: IdFactory) -> None:
-        """The error says what a factory must do; its own error is the cause."""
+        """The error says what an id factory must return; the factory's error is its cause."""
         registry = SessionWSRegistry(id_factory=id_factory)
         caught: list[IdFactoryFailed] = []
 
@@ -298,7 +298,7 @@ class TestBadIdFactory:
         ("result", "match"), [(None, "can't be None"), ([1], "hashable"), ({}, "hashable")]
     )
     async def test_unusable(self, aiohttp_client: AiohttpClient, result: Any, match: str) -> None:
-        """``None`` and what can't be hashed are no ids."""
+        """``None`` and unhashable objects are refused as ids."""
         registry = SessionWSRegistry(id_factory=lambda request: result)
         session_ws_id = "unset"
 
@@ -338,7 +338,7 @@ class TestHelpers:
         assert first == second is not None
 
     async def test_delete(self, aiohttp_client: AiohttpClient) -> None:
-        """A deleted id is gone, and deleting none is no error."""
+        """A deleted id is gone, and the next request of the session gets another one."""
         client = await aiohttp_client(make_app())
         before = await fetch(client, "/whoami")
 
@@ -347,7 +347,7 @@ class TestHelpers:
         assert await fetch(client, "/whoami") != before
 
     async def test_new(self, aiohttp_client: AiohttpClient) -> None:
-        """A new id takes the place of the old one for good."""
+        """A new id replaces the old one for good."""
         client = await aiohttp_client(make_app())
         before = await fetch(client, "/whoami")
         renewed = await fetch(client, "/renew")
@@ -356,7 +356,7 @@ class TestHelpers:
         assert await fetch(client, "/whoami") == renewed
 
     async def test_set_id_is_called(self, aiohttp_client: AiohttpClient) -> None:
-        """``new_id`` writes by way of ``set_id``, so that it can be overridden."""
+        """An overridden ``set_id`` stores the id of a new session."""
         written: list[Hashable] = []
 
         class Registry(SessionWSRegistry):
@@ -374,61 +374,61 @@ class NestedRegistry(SessionWSRegistry):
     """Keeps the id inside a dictionary in the session."""
 
     async def get_id(self, request: web.Request) -> Hashable | None:
-        """Look into the dictionary."""
+        """Read the id from the dictionary."""
         session = await aiohttp_session.get_session(request)
         session_ws_id: Hashable | None = session.get("user", {}).get("socket")
         return session_ws_id
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
-        """Write into the dictionary."""
+        """Write the id into the dictionary."""
         session = await aiohttp_session.get_session(request)
         session["user"] = {**session.get("user", {}), "socket": session_ws_id}
 
     async def delete_id(self, request: web.Request) -> None:
-        """Take it out of the dictionary."""
+        """Remove the id from the dictionary."""
         session = await aiohttp_session.get_session(request)
         session["user"] = {k: v for k, v in session.get("user", {}).items() if k != "socket"}
 
 
 class HeaderRegistry(SessionWSRegistry):
-    """Derives the id from a header: no session at all."""
+    """Derives the id from a header, without a session."""
 
     async def get_id(self, request: web.Request) -> Hashable | None:
         """Read the header."""
         return request.headers.get("X-User")
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
-        """Nothing to write: the header is the client's."""
+        """Do nothing: the client sets the header."""
 
     async def delete_id(self, request: web.Request) -> None:
-        """Nothing to delete."""
+        """Do nothing: the client sets the header."""
 
 
 class TableRegistry(HeaderRegistry):
-    """Keeps the ids in a table, by a header: no session at all."""
+    """Keeps the ids in a table by a header, without a session."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table: dict[str, Hashable] = {}
 
     async def get_id(self, request: web.Request) -> Hashable | None:
-        """Look into the table."""
+        """Read the id from the table."""
         return self.table.get(request.headers["X-User"])
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
-        """Write into the table."""
+        """Write the id into the table."""
         self.table[request.headers["X-User"]] = session_ws_id
 
     async def delete_id(self, request: web.Request) -> None:
-        """Delete from the table."""
+        """Delete the id from the table."""
         self.table.pop(request.headers["X-User"], None)
 
 
 class TestIdElsewhere:
-    # Where the id is kept under a key of the application's, an empty session holds something.
+    # With the id under the application's own key, a session with nothing but its id isn't empty.
     @pytest.mark.parametrize(("path", "code"), [("/renew", 4403), ("/end", 4403)])
     async def test_nested(self, aiohttp_client: AiohttpClient, path: str, code: int) -> None:
-        """An id kept elsewhere in the session is minded like any other."""
+        """A renewal or an end of a nested id closes its sockets; the next one has another id."""
         registry = NestedRegistry()
         client = await aiohttp_client(make_app(registry))
         before = await fetch(client, "/whoami")
@@ -443,14 +443,14 @@ class TestIdElsewhere:
             assert before not in map(repr, registry)
 
     async def test_nested_handshake(self, aiohttp_client: AiohttpClient) -> None:
-        """Its first request may be a handshake: what that was given is no change by others."""
+        """A session with a nested id opens a socket even if its first request is the handshake."""
         client = await aiohttp_client(make_app(NestedRegistry()))
         async with client.ws_connect("/echo") as ws:
             await ws.send_str("hello")
             assert await ws.receive_str(timeout=PATIENCE) == "hello"
 
     async def test_nested_delete(self, aiohttp_client: AiohttpClient) -> None:
-        """Deleting it by the helper closes the sockets, too."""
+        """Deleting a nested id by the helper closes the sockets of the session."""
         client = await aiohttp_client(make_app(NestedRegistry()))
         await fetch(client, "/whoami")
         async with client.ws_connect("/echo") as ws:
@@ -481,7 +481,7 @@ class TestIdElsewhere:
     async def test_end_without_sessions(
         self, aiohttp_client: AiohttpClient, middlewares: list[Any]
     ) -> None:
-        """A log-out needs no aiohttp_session either."""
+        """A log-out needs no aiohttp_session if the id is derived from the request."""
         client = await aiohttp_client(make_app(HeaderRegistry(), middlewares=middlewares))
         headers = {"X-User": "anna"}
         async with client.ws_connect("/echo", headers=headers) as ws:
@@ -492,7 +492,7 @@ class TestIdElsewhere:
     async def test_another_id_without_sessions(
         self, aiohttp_client: AiohttpClient, path: str, code: int
     ) -> None:
-        """An id that a handler takes away, or changes, is over."""
+        """Sockets close if a handler deletes or replaces their id, without aiohttp_session too."""
         client = await aiohttp_client(
             make_app(TableRegistry(), middlewares=[session_ws_middleware])
         )
@@ -505,7 +505,7 @@ class TestIdElsewhere:
     async def test_no_id_after_all(
         self, aiohttp_client: AiohttpClient, middlewares: list[Any]
     ) -> None:
-        """A socket whose id can't be derived is filed under nothing, so not opened."""
+        """A handshake whose id can't be derived fails, and isn't filed."""
         registry = HeaderRegistry()
         client = await aiohttp_client(make_app(registry, middlewares=middlewares))
         with pytest.raises(WSServerHandshakeError):
@@ -517,7 +517,7 @@ class TestIdElsewhere:
 class TestSharedIds:
     @pytest.mark.parametrize(("path", "code"), [("/end", 4401), ("/log_out", 4403)])
     async def test_log_out(self, aiohttp_client: AiohttpClient, path: str, code: int) -> None:
-        """A user's id can be closed at log-out, and used again at the next log-in."""
+        """An id that the factory gives again after a log-out opens sockets again."""
         registry = SessionWSRegistry(id_factory=lambda request: "anna")
         client = await aiohttp_client(make_app(registry))
         await fetch(client, "/whoami")
@@ -532,7 +532,7 @@ class TestSharedIds:
 
 class TestMisplaced:
     async def test_helper_without_setup(self, aiohttp_client: AiohttpClient) -> None:
-        """A helper without a registry names the remedy."""
+        """A helper that finds no registry raises an error that names the remedy."""
 
         async def handler(request: web.Request) -> web.Response:
             with pytest.raises(NotSetUp) as caught:
@@ -549,7 +549,7 @@ class TestMisplaced:
     async def test_middleware_without_setup(
         self, aiohttp_client: AiohttpClient, path: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The middleware without a registry names the remedy."""
+        """A request to a middleware without a registry gets 500, and the log names the remedy."""
         app = web.Application(middlewares=[session_ws_middleware])
         app.router.add_get("/whoami", whoami)
         app.router.add_get("/echo", echo)
@@ -564,7 +564,7 @@ class TestMisplaced:
     async def test_order_of_middlewares(
         self, aiohttp_client: AiohttpClient, reverse: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Our middleware without, or around, aiohttp_session's names the right order."""
+        """A middleware that isn't inside aiohttp_session's causes 500; the log names the order."""
         sessions = aiohttp_session.session_middleware(aiohttp_session.SimpleCookieStorage())
         middlewares = [session_ws_middleware, sessions] if reverse else [session_ws_middleware]
         client = await aiohttp_client(make_app(middlewares=middlewares))
@@ -578,7 +578,7 @@ class TestMisplaced:
     async def test_handshake_without_sessions(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A handshake without aiohttp_session says the same."""
+        """A handshake without aiohttp_session's middleware fails, and the log names the order."""
         client = await aiohttp_client(make_app(middlewares=[session_ws_middleware]))
         with pytest.raises(WSServerHandshakeError):
             await client.ws_connect("/echo")
@@ -588,7 +588,7 @@ class TestMisplaced:
     async def test_session_loaded_before(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A session that was loaded before our middleware gets one warning, not many."""
+        """Sessions that are loaded before the package's middleware cause one warning, not many."""
 
         @web.middleware
         async def early(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -608,7 +608,7 @@ class TestMisplaced:
     async def test_right_order_is_silent(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """In its right place the middleware has nothing to say."""
+        """A middleware in its right place logs no warning."""
         client = await aiohttp_client(make_app())
         await fetch(client, "/whoami")
         async with client.ws_connect("/echo"):

@@ -1,5 +1,5 @@
 """
-Orders for many sockets, which are judged while they are closed.
+Orders that concern many sockets: the sockets are judged and closed in slices.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ SUBJECTS: tuple[tuple[Kind, str], ...] = (("id", "x"), ("id", "y"), ("identity",
 
 
 def anns(registry: SessionWSRegistry) -> list[TrackedConnection]:
-    """Return what is filed under ann."""
+    """Return the connections that are filed under the identity ann."""
     return inspect(registry).connections.identities.of("ann")
 
 
 async def carry_out(
     order: Coroutine[Any, Any, CloseReport], sockets: list[Any]
 ) -> tuple[CloseReport, list[int]]:
-    """Give an order; return its report, and with what these sockets are closed."""
+    """Give an order; return its report, and the close codes of *sockets*."""
     report = asyncio.ensure_future(order)
     codes = await asyncio.gather(*map(expect_close, sockets))
     return await report, codes
@@ -59,7 +59,7 @@ async def carry_out(
 
 @pytest.fixture(autouse=True)
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One socket is as much as a slice may take, and two are many."""
+    """Limit a slice to one socket, so that two sockets are many."""
     monkeypatch.setattr(effects, "JUDGED_AT_ONCE", 1)
     monkeypatch.setattr(closing, "AT_ONCE", 0)
     monkeypatch.setattr(closing, "SLICE", 1)
@@ -80,7 +80,7 @@ async def client(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> 
 
 @pytest.fixture
 async def sockets(client: Client) -> AsyncIterator[list[Any]]:
-    """Open sockets of ann's."""
+    """Open :data:`MANY` sockets for ann."""
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(client.ws_connect("/ws")) for _ in range(MANY)]
         for ws in opened:
@@ -89,7 +89,7 @@ async def sockets(client: Client) -> AsyncIterator[list[Any]]:
 
 
 async def test_all_are_closed_and_counted(registry: SessionWSRegistry, sockets: list[Any]) -> None:
-    """The report counts all, though most are judged after the call."""
+    """An order's report counts all sockets, also those judged after the call."""
     report, codes = await carry_out(registry.end_identity("ann"), sockets)
 
     assert codes == [4401] * MANY
@@ -99,7 +99,7 @@ async def test_all_are_closed_and_counted(registry: SessionWSRegistry, sockets: 
 async def test_frames_in_one_go(
     registry: SessionWSRegistry, sockets: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The frames of an order that isn't large are written before anything else has its turn."""
+    """The frames of an order that isn't large are written in one event loop iteration."""
     monkeypatch.setattr(closing, "AT_ONCE", MANY)
     report = asyncio.ensure_future(registry.end_identity("ann"))
     await asyncio.sleep(0)
@@ -111,7 +111,7 @@ async def test_frames_in_one_go(
 
 
 async def test_close_order(registry: SessionWSRegistry, sockets: list[Any]) -> None:
-    """Those who are to reconnect are told, whatever their sessions are."""
+    """An order that only closes sends the reconnect code to all sockets."""
     report, codes = await carry_out(registry.close_all_identity("ann"), sockets)
 
     assert codes == [4403] * MANY
@@ -121,7 +121,7 @@ async def test_close_order(registry: SessionWSRegistry, sockets: list[Any]) -> N
 async def test_announced_with_their_number(
     registry: SessionWSRegistry, sockets: list[Any]
 ) -> None:
-    """The signal comes when all are judged, and counts them."""
+    """The signal ``on_order`` is sent once, with the number of all sockets closed."""
     told: list[OrderDetails] = []
 
     @registry.on_order
@@ -135,7 +135,7 @@ async def test_announced_with_their_number(
 
 
 async def test_exception(registry: SessionWSRegistry, sockets: list[Any]) -> None:
-    """A connection that an order excepts goes on, and isn't counted."""
+    """A connection that an order excepts stays open, and isn't counted."""
     spared = anns(registry)[0]
     order = registry.close_all_session(spared.session_ws_id, except_=spared)
     report, _ = await carry_out(order, sockets[1:])
@@ -145,7 +145,7 @@ async def test_exception(registry: SessionWSRegistry, sockets: list[Any]) -> Non
 
 
 async def test_leaving_meanwhile(registry: SessionWSRegistry, sockets: list[Any]) -> None:
-    """Who leaves before its turn comes is counted, and nobody waits for it."""
+    """A socket whose transport is lost before its turn is counted as closed, not as aborted."""
     order = asyncio.ensure_future(registry.end_identity("ann"))
     await asyncio.sleep(0)
     leaving = anns(registry)[-1]
@@ -159,7 +159,7 @@ async def test_leaving_meanwhile(registry: SessionWSRegistry, sockets: list[Any]
 
 
 async def test_pushed_meanwhile(registry: SessionWSRegistry, sockets: list[Any]) -> None:
-    """What is pushed while sockets wait for their turn is not for them."""
+    """A message pushed while sockets wait for their turn isn't sent to them."""
     order = asyncio.ensure_future(registry.end_identity("ann"))
     await asyncio.sleep(0)
     assert anns(registry)[-1].state is OPEN
@@ -173,7 +173,7 @@ async def test_pushed_meanwhile(registry: SessionWSRegistry, sockets: list[Any])
 async def test_coming_meanwhile(
     client: Client, registry: SessionWSRegistry, sockets: list[Any]
 ) -> None:
-    """A handshake that comes while sockets wait for their turn is judged by the record."""
+    """A handshake that begins while sockets wait for their turn is refused, and isn't counted."""
     order = asyncio.ensure_future(registry.end_identity("ann"))
     await asyncio.sleep(0)
     assert anns(registry)[-1].state is OPEN
@@ -184,7 +184,7 @@ async def test_coming_meanwhile(
 
 
 def test_certain() -> None:
-    """Whoever is surely closed would be closed in the same way by all that is known."""
+    """A connection that is closed in any case gets the same close if it is judged."""
     rng, certain = random.Random(3), [0, 0]
     clock = Clock(wall=lambda: 2.0, monotonic=lambda: 0.0)
     for _ in range(3000):

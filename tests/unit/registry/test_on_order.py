@@ -1,5 +1,5 @@
 """
-Who has ended what: the signal, and the line in the log.
+The audit trail of orders: the signal ``on_order``, and the line in the log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support import QUICK, AiohttpClient, Client, expect_close, make_app, 
 
 @pytest.fixture
 def told() -> list[OrderDetails]:
-    """What receivers were given."""
+    """Return the details that ``on_order`` was sent with."""
     return []
 
 
@@ -44,7 +44,7 @@ class TestSignal:
     async def test_by_call(
         self, client: Client, registry: SessionWSRegistry, told: list[OrderDetails]
     ) -> None:
-        """An order is told with who gave it, and what it closes here."""
+        """``on_order`` is sent with who gave an order, and how many sockets it closes here."""
         await client.get("/login")
         await until(lambda: told)
         told.clear()
@@ -76,7 +76,7 @@ class TestSignal:
         kind: str,
         subject: tuple[str, object],
     ) -> None:
-        """Each order says what it is about."""
+        """``on_order`` is sent with the kind and the subject of each order."""
         await order(registry)  # type: ignore[misc]  # each is a coroutine
         await until(lambda: told)
 
@@ -97,12 +97,12 @@ class TestSignal:
     async def test_by_request(
         self, client: Client, told: list[OrderDetails], path: str, kind: str
     ) -> None:
-        """So does what a request orders about its own session, once."""
+        """``on_order`` is sent once for an order that a request gives for its own session."""
         await client.get("/login")
         await until(lambda: told)
         told.clear()
         await client.get(path)
-        await client.get("/whoami")  # with a mark that the newest generation was seen
+        await client.get("/whoami")  # records that the newest generation was seen
         await until(lambda: told)
 
         assert [details.kind for details in told] == [kind]
@@ -112,7 +112,7 @@ class TestLog:
     async def test_line(
         self, client: Client, registry: SessionWSRegistry, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Each order has a line at INFO, which tells nothing that is secret."""
+        """An order is logged in one line, with a fingerprint instead of the id."""
         caplog.set_level(logging.INFO, "aiohttp_session_ws")
         await registry.end_session("secret", by="admin:7")
 
@@ -124,7 +124,7 @@ class TestLog:
     async def test_line_of_a_log_out(
         self, client: Client, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A log-out and a log-in have one, too; a page that is looked at has none."""
+        """A log-in, a renewal and a log-out are logged in a line each, other requests aren't."""
         caplog.set_level(logging.INFO, "aiohttp_session_ws")
         said: list[str] = []
 
@@ -135,6 +135,6 @@ class TestLog:
 
         for path in ("/login", "/whoami", "/renew", "/whoami", "/whoami", "/out/end_session_ws"):
             await client.get(path)
-        await until(lambda: heard() >= 3)  # the last is announced when its response has left
+        await until(lambda: heard() >= 3)  # the last is announced after its response
 
         assert said == ["was renewed", "was renewed", "was ended"]

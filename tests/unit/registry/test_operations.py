@@ -1,5 +1,5 @@
 """
-What operators do to single sockets.
+Operations on single sockets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def client(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> 
 
 class TestOneConnection:
     async def test_close(self, client: Client, registry: SessionWSRegistry) -> None:
-        """One socket is closed by its id; its session lives, and its other sockets."""
+        """A socket is closed by its connection id; its session and the other sockets stay."""
         async with client.ws_connect("/ws") as one, client.ws_connect("/ws") as other:
             first, _ = await registry.connections()
             report = await registry.close_connection(first.id)
@@ -47,7 +47,7 @@ class TestOneConnection:
                 assert (await third.receive_json(timeout=PATIENCE))[1] == "ann"
 
     async def test_code(self, client: Client, registry: SessionWSRegistry) -> None:
-        """It is told what one likes."""
+        """A single socket is closed with the code that the caller chose."""
         async with client.ws_connect("/ws") as ws:
             (info,) = await registry.connections()
             await registry.close_connection(info.id, close=Close(4500, "bye"))
@@ -55,14 +55,14 @@ class TestOneConnection:
             assert await expect_close(ws) == 4500
 
     async def test_gone(self, client: Client, registry: SessionWSRegistry) -> None:
-        """Nothing happens to one that is gone."""
+        """An order for a connection id that doesn't exist closes nothing, and is complete."""
         async with client.ws_connect("/ws"):
             report = await registry.close_connection("0123456789ab")
 
             assert (report.sockets, report.nodes_expected, report.complete) == (0, 1, True)
 
     async def test_all_but_one(self, client: Client, registry: SessionWSRegistry) -> None:
-        """A handler closes the other sockets of its session."""
+        """An order with ``except_`` closes only the other sockets of the session."""
         async with client.ws_connect("/ws") as one, client.ws_connect("/ws") as other:
             await one.receive(timeout=PATIENCE)
             first, _ = connections(registry)
@@ -76,7 +76,7 @@ class TestOneConnection:
 
 class TestUserAgent:
     async def test_bounded(self, client: Client, registry: SessionWSRegistry) -> None:
-        """It is told what a client calls itself, if that isn't endless."""
+        """A connection's info has the User-Agent header, cut off at 200 characters."""
         headers = [{"User-Agent": "Mozilla"}, {"User-Agent": "x" * 7000}]
         async with (
             client.ws_connect("/ws", headers=headers[0]),

@@ -36,7 +36,7 @@ class TestEndIdentity:
     async def test_all_sessions(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
     ) -> None:
-        """All sockets of all sessions of one user are closed; another's stay."""
+        """All sockets of all sessions of one user are closed; those of another user stay open."""
         client = await aiohttp_client(make_app(registry, storage))
         first, second = await session_of(client), await session_of(client)
         other = await session_of(client, "bob")
@@ -58,7 +58,7 @@ class TestEndIdentity:
     async def test_without_a_socket(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
     ) -> None:
-        """A session that has no socket open ends on its next handshake."""
+        """A session without an open socket is refused each handshake after its identity's end."""
         client = await aiohttp_client(make_app(registry, storage))
         cookie = await session_of(client)
         report = await registry.end_identity("ann")
@@ -70,7 +70,7 @@ class TestEndIdentity:
     async def test_by_http(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
     ) -> None:
-        """Or on its next request, which sees an empty session."""
+        """A request of an ended session sees an empty session, and its handshake is refused."""
         client = await aiohttp_client(make_app(registry, storage))
         cookie = await session_of(client)
         await registry.end_identity("ann")
@@ -81,7 +81,7 @@ class TestEndIdentity:
     async def test_log_in_again(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
     ) -> None:
-        """Who logs in again is let in, in a session that was there before as well."""
+        """A user who logs in again after the end is accepted, in an older session as well."""
         client = await aiohttp_client(make_app(registry, storage))
         await client.get("/whoami")
         anonymous = cookie_of(client)
@@ -95,7 +95,7 @@ class TestEndIdentity:
     async def test_log_in_without_renewal(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A log-in begins anew, also in a session that is older than the end."""
+        """A log-in without a renewal is valid, even in a session that is older than the end."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/whoami")
         await registry.end_identity("ann")
@@ -108,7 +108,7 @@ class TestEndIdentity:
     async def test_other_ids_of_a_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, renewed: bool
     ) -> None:
-        """A session ends with all its ids, be they known by a socket or not."""
+        """A session of an ended identity gets no new id, whether it was renewed before or not."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/enter")
         if renewed:
@@ -117,13 +117,13 @@ class TestEndIdentity:
         await registry.end_identity("ann")
         client.session.cookie_jar.clear()
 
-        # The handler asks for a new id; the ended session gets none, nor does an empty one.
+        # The handler asks for a new id; neither the ended session nor the empty one gets it.
         async with client.get("/renew", headers={"Cookie": cookie}) as response:
             assert not response.cookies
         assert await outcome(client, cookie) == 4401
 
     async def test_nobody(self, aiohttp_client: AiohttpClient) -> None:
-        """A registry that can't identify says so, and ends nobody."""
+        """A registry without ``identify`` raises an error for such orders, and ends no session."""
         registry = SessionWSRegistry(timeouts=QUICK)
         client = await aiohttp_client(make_app(registry))
         cookie = await session_of(client)
@@ -143,7 +143,7 @@ class TestEndIdentity:
         method: str,
         identity: Any,
     ) -> None:
-        """What can't be an identity is refused, and harms no socket."""
+        """An order for a value that can't be an identity raises an error, and closes no socket."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/enter")
         async with client.ws_connect("/ws") as ws:
@@ -158,7 +158,7 @@ class TestCloseAllIdentity:
     async def test_may_come_back(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The sockets of all sessions are told to come back, and may."""
+        """All sockets of an identity are closed with the reconnect code, and may reconnect."""
         client = await aiohttp_client(make_app(registry))
         first, second = await session_of(client), await session_of(client)
         async with (
@@ -173,7 +173,7 @@ class TestCloseAllIdentity:
         assert await outcome(client, first) == "ann"
 
     async def test_code(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """The caller may choose the code."""
+        """An order closes sockets with the code that the caller chose."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/enter")
         async with client.ws_connect("/ws") as ws:
@@ -192,7 +192,7 @@ class TestFirstFrames:
         monkeypatch: pytest.MonkeyPatch,
         order: str,
     ) -> None:
-        """A socket that was told of its close is closed, even if the order fails after that."""
+        """A socket that was sent a close frame is removed, even if the order fails after that."""
 
         def fail(*_args: object, **_options: object) -> None:
             raise RuntimeError("no cluster")
@@ -212,7 +212,7 @@ class TestFirstFrames:
     async def test_a_later_lineage(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
     ) -> None:
-        """The end of an id doesn't reach a socket whose lineage begins later under the same id."""
+        """The end of an id doesn't close a socket whose lineage begins later under the same id."""
         client = await aiohttp_client(make_app(registry, storage))
         async with client.ws_connect("/ws", headers={"Cookie": await session_of(client)}) as ws:
             await ws.receive()
@@ -229,7 +229,7 @@ class TestFirstFrames:
     async def test_an_identity_that_is_an_id(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
     ) -> None:
-        """An order about an identity tells nothing to the sockets of an id that is the same."""
+        """An order for an identity doesn't close the sockets of a session id of equal value."""
         client = await aiohttp_client(make_app(registry, storage))
         async with client.ws_connect("/ws", headers={"Cookie": await session_of(client)}) as ws:
             await ws.receive()

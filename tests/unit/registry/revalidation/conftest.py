@@ -1,5 +1,5 @@
 """
-Scenes for tests of what ends in time.
+Fixtures for tests of expiry and revalidation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .scene import MAX_AGE, STORAGES, Clocks, Scene, Start
 
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """Stop the wall clock, for us and for aiohttp_session, and what checks go by."""
+    """Stop the wall clock, aiohttp_session's too, and the clock that schedules checks."""
     clocks = Clocks()
     monkeypatch.setattr(time, "time", clocks.time)
     for module in (manager, revalidation):
@@ -45,7 +45,7 @@ async def redis(redis_port: int) -> AsyncIterator[Redis]:
 
 @pytest.fixture(params=STORAGES)
 def storage(request: pytest.FixtureRequest) -> AbstractStorage:
-    """Every storage, with sessions that end."""
+    """Return each storage in turn; its sessions expire after :data:`MAX_AGE` seconds."""
     if request.param == "simple":
         return SimpleCookieStorage(max_age=MAX_AGE)
     if request.param == "encrypted":
@@ -62,7 +62,7 @@ def redis_storage(redis: Redis) -> RedisStorage:
 
 @pytest.fixture
 async def start(aiohttp_client: AiohttpClient, clocks: Clocks) -> AsyncIterator[Start]:
-    """Set the scene; all that is open is closed in the end."""
+    """Return a function that starts an application; close its sockets after the test."""
     scenes: list[Scene] = []
 
     async def begin(

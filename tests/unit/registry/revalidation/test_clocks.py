@@ -1,5 +1,5 @@
 """
-A clock that jumps ends nobody too early and keeps nobody for good.
+Expiry of sessions when the wall clock jumps: no socket is closed too early or stays for good.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .scene import (
 
 class TestClocks:
     async def test_forward(self, start: Start, storage: AbstractStorage) -> None:
-        """After a night of sleep, sessions that are over end soon."""
+        """After the wall clock jumped ahead, sockets of expired sessions are closed soon."""
         scene = await start(storage, revalidate_every=None)
         ws = await scene.connect()
         scene.clocks.wall += 8 * 3600
@@ -38,7 +38,7 @@ class TestClocks:
     async def test_forward_during_a_check(
         self, start: Start, storage: AbstractStorage, seconds: float
     ) -> None:
-        """A session whose time ends while it is being checked is over all the same."""
+        """A session that expires during its own check is closed by the next one."""
         gate = Turnstile()
 
         async def identify(request: web.Request) -> str:
@@ -64,7 +64,7 @@ class TestClocks:
 
     @pytest.mark.parametrize("storage", ["simple", "nacl", "redis"], indirect=True)
     async def test_backward(self, start: Start, storage: AbstractStorage) -> None:
-        """If the clock is set back sessions live longer, and so do their sockets."""
+        """A wall clock that is set back prolongs a session, and its open socket equally."""
         scene = await start(storage, revalidate_every=None)
         ws = await scene.connect()
         scene.clocks.wall -= 7200
@@ -81,7 +81,7 @@ class TestClocks:
 
     @pytest.mark.parametrize("storage", ["encrypted"], indirect=True)
     async def test_backward_with_a_stamp(self, start: Start, storage: AbstractStorage) -> None:
-        """Unless the storage doesn't take a cookie from the future."""
+        """A socket is told to reconnect if its storage rejects a cookie from the future."""
         scene = await start(storage)
         ws = await scene.connect()
         scene.clocks.wall -= 7200
@@ -91,7 +91,7 @@ class TestClocks:
         assert await closed(ws) == RECONNECT
 
     async def test_a_little(self, start: Start) -> None:
-        """Clocks that agree well enough cause no checks."""
+        """A wall clock that jumps by less than a second causes no check."""
         faulty = Faulty(SimpleCookieStorage(max_age=MAX_AGE))
         scene = await start(faulty)
         await scene.connect()

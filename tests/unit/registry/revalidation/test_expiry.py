@@ -1,5 +1,5 @@
 """
-The session of an open socket ends in time.
+Open sockets are closed when their sessions expire.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TestExpiry:
     async def test_a_silent_subscriber(
         self, start: Start, storage: AbstractStorage, every: float | None
     ) -> None:
-        """It is closed at the first second at which its session is expired."""
+        """A socket without traffic is closed in the first second after its session's expiry."""
         scene = await start(storage, revalidate_every=every)
         ws = await scene.connect()
         await scene.wait(MAX_AGE - 10)
@@ -53,7 +53,7 @@ class TestExpiry:
         assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
 
     async def test_soon(self, start: Start, storage: AbstractStorage) -> None:
-        """One whose time is nearly over when it opens is looked at each second from then on."""
+        """A socket whose session is about to expire when it opens is checked in each tick."""
         scene = await start(storage, revalidate_every=None)
         await scene.connect()
         await scene.wait(MAX_AGE - 14)
@@ -64,7 +64,7 @@ class TestExpiry:
         assert late in inspect(scene.registry).connections.checked_each_tick
 
     async def test_seen_shortly_before(self, start: Start, storage: AbstractStorage) -> None:
-        """A check right before the end doesn't put it off."""
+        """A check shortly before a session expires doesn't postpone its expiry."""
         scene = await start(storage, revalidate_every=0.1)
         ws = await scene.connect()
         await scene.wait(MAX_AGE - 9.25)
@@ -76,7 +76,7 @@ class TestExpiry:
 
     @on_server
     async def test_renewed_on_the_server(self, start: Start, storage: AbstractStorage) -> None:
-        """A session that was used meanwhile stays, until it isn't used any more."""
+        """A session that was renewed on the server keeps its socket until its new expiry."""
         scene = await start(storage, revalidate_every=None)
         ws = await scene.connect()
         await scene.wait(2000)
@@ -93,7 +93,7 @@ class TestExpiry:
     async def test_renewed_and_ended(
         self, start: Start, redis_storage: RedisStorage, redis: Redis
     ) -> None:
-        """One that is gone before the time that it got anew has not expired."""
+        """A renewed session that is deleted before its new expiry has ended, not expired."""
         scene = await start(redis_storage)
         ws = await scene.connect()
         await scene.wait(2000)
@@ -107,7 +107,7 @@ class TestExpiry:
     async def test_replaced_and_over(
         self, start: Start, redis_storage: RedisStorage, redis: Redis
     ) -> None:
-        """Nor has one whose key another session has got meanwhile."""
+        """A session whose storage key holds another session has ended, not expired."""
         scene = await start(redis_storage, revalidate_every=None)
         ws = await scene.connect()
         await scene.client.get("/login")
@@ -118,7 +118,7 @@ class TestExpiry:
 
     @in_cookie
     async def test_renewed_in_the_cookie(self, start: Start, storage: AbstractStorage) -> None:
-        """A cookie that was renewed meanwhile can't be seen: the client is to show it."""
+        """A socket is told to reconnect when its cookie expires; a renewed cookie is accepted."""
         scene = await start(storage)
         ws = await scene.connect()
         await scene.wait(2000)
@@ -133,7 +133,7 @@ class TestExpiry:
     async def test_two_cookies_of_one_session(
         self, start: Start, storage: AbstractStorage
     ) -> None:
-        """The socket that came last, with the newest cookie, speaks for all."""
+        """All sockets of a session expire by the newest cookie that a handshake has shown."""
         scene = await start(storage, revalidate_every=None)
         old = await scene.connect()
         await scene.wait(2000)
@@ -145,7 +145,7 @@ class TestExpiry:
         assert await scene.stays(new)
 
     async def test_nothing_to_watch(self, start: Start) -> None:
-        """A session without end costs nothing, if nobody wants it to be looked at."""
+        """A session without an expiry is never checked if ``revalidate_every`` is ``None``."""
         scene = await start(SimpleCookieStorage(), revalidate_every=None)
         await scene.connect()
         scene.registry.register("by hand", web.WebSocketResponse())
@@ -153,7 +153,7 @@ class TestExpiry:
         assert scene.dues == [math.inf, math.inf]
 
     async def test_touched_by_the_handshake(self, start: Start, storage: AbstractStorage) -> None:
-        """A change of the session that isn't saved, as with any websocket, gives no time."""
+        """A change of the session in a handshake isn't saved, and doesn't postpone the expiry."""
 
         @web.middleware
         async def sliding(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -172,7 +172,7 @@ class TestExpiry:
         assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
 
     async def test_one_that_outlives_its_time(self, start: Start) -> None:
-        """If the registry finds the id elsewhere the session's end is not the socket's."""
+        """A socket whose id isn't from the session outlives it, with periodic checks."""
 
         class Derived(SessionWSRegistry):
             async def get_id(self, request: web.Request) -> Hashable:
@@ -186,7 +186,7 @@ class TestExpiry:
         assert 0.8 * EVERY <= scene.dues[0] <= 1.2 * EVERY
 
     async def test_max_lifetime(self, start: Start, storage: AbstractStorage) -> None:
-        """It is absolute: each socket lives so long, whatever its session does."""
+        """``max_lifetime`` counts from each socket's opening, and requests don't extend it."""
         scene = await start(storage, revalidate_every=None, max_lifetime=2000.0)
         ws = await scene.connect()
         await scene.wait(1000)
