@@ -66,7 +66,7 @@ async def fate(client: Client, cookie: str) -> str:
 
 
 class TestDecision:
-    """What happened to the session is decided when the handler has returned."""
+    """The outcome of a request for its session is determined when the handler has returned."""
 
     @pytest.mark.parametrize(
         ("path", "left", "code"),
@@ -404,7 +404,7 @@ class TestHandshakes:
     async def test_in_flight(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A handshake that loaded the session before the log-out is closed as ended after it."""
+        """A handshake that loaded the session before the log-out is closed as ended."""
         storage = GatedStorage(SimpleCookieStorage())
         client, _ = await logged_in(aiohttp_client, make_app(registry, storage))
         storage.loading.shut = True
@@ -571,7 +571,7 @@ class TestWithoutTheMiddleware:
         lives: bool,
         code: int,
     ) -> None:
-        """Each order closes sockets with its code; only a close or a reset keeps the cookie."""
+        """Each order closes sockets with its code; a close or a reset keeps the cookie valid."""
         client, _ = await logged_in(aiohttp_client, self.app(registry))
         cookie = cookie_of(client)
         async with client.ws_connect("/ws") as ws:

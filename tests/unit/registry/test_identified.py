@@ -58,7 +58,7 @@ async def start(
     registry: SessionWSRegistry,
     storage: AbstractStorage | None = None,
 ) -> Client:
-    """Start an app with the handler above; return a client that has logged in."""
+    """Start an app with the handler ``refresh``; return a client that has logged in."""
     app = make_app(registry, storage)
     app.router.add_get("/refresh", refresh)
     client = await aiohttp_client(app)

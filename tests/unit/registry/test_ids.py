@@ -76,7 +76,7 @@ async def renew(request: web.Request) -> web.Response:
 
 
 async def delete(request: web.Request) -> web.Response:
-    """Delete the id; return the one that is left."""
+    """Delete the id; return the result of a look-up after that."""
     await delete_session_ws_id(request)
     return web.Response(text=repr(await get_session_ws_id(request)))
 
@@ -167,7 +167,7 @@ class TestIdFactory:
             await expect_close(ws, 4401)
 
     async def test_tuple_in_a_cookie(self, aiohttp_client: AiohttpClient) -> None:
-        """A tuple is an id even if the storage keeps JSON, which turns it into a list."""
+        """A tuple remains a tuple as an id, though the storage's JSON turns it into a list."""
         registry = SessionWSRegistry(id_factory=lambda request: (7, "anna"))
         client = await aiohttp_client(make_app(registry))
 
@@ -356,7 +356,7 @@ class TestHelpers:
         assert await fetch(client, "/whoami") == renewed
 
     async def test_set_id_is_called(self, aiohttp_client: AiohttpClient) -> None:
-        """An overridden ``set_id`` stores the id of a new session."""
+        """The id of a new session is stored by ``set_id``, which may be overridden."""
         written: list[Hashable] = []
 
         class Registry(SessionWSRegistry):
@@ -428,7 +428,7 @@ class TestIdElsewhere:
     # With the id under the application's own key, a session with nothing but its id isn't empty.
     @pytest.mark.parametrize(("path", "code"), [("/renew", 4403), ("/end", 4403)])
     async def test_nested(self, aiohttp_client: AiohttpClient, path: str, code: int) -> None:
-        """A renewal or an end of a nested id closes its sockets; the next one has another id."""
+        """A renewal or an end of a nested id closes its socket; the next socket has a new id."""
         registry = NestedRegistry()
         client = await aiohttp_client(make_app(registry))
         before = await fetch(client, "/whoami")

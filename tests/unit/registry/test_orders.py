@@ -123,7 +123,7 @@ class TestEndIdentity:
         assert await outcome(client, cookie) == 4401
 
     async def test_nobody(self, aiohttp_client: AiohttpClient) -> None:
-        """A registry without ``identify`` raises an error for such orders, and ends no session."""
+        """A registry without ``identify`` refuses orders by identity, and ends no session."""
         registry = SessionWSRegistry(timeouts=QUICK)
         client = await aiohttp_client(make_app(registry))
         cookie = await session_of(client)
