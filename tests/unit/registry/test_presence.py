@@ -1,5 +1,5 @@
 """
-Who is there, on one node.
+Presence: the first and last socket of an identity on one node, and agreement of fake nodes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.support.inspect import connections, idle
 
 
 class Watched(SessionWSRegistry):
-    """A registry that notes who comes and goes."""
+    """A registry that records the ``on_first`` and ``on_last`` signals."""
 
     def __init__(self) -> None:
         super().__init__(identify=user_of, timeouts=QUICK)
@@ -49,7 +49,7 @@ class Watched(SessionWSRegistry):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look every moment, and wait for nobody."""
+    """Scan for presence changes every 10 ms, and let identities linger for 50 ms only."""
     monkeypatch.setattr(presence, "SCAN_EVERY", 0.01)
     monkeypatch.setattr(presence, "LINGER", 0.05)
 
@@ -66,7 +66,7 @@ async def browser(client: Client, user: str) -> dict[str, str]:
 @pytest.mark.usefixtures("quick")
 class TestPresence:
     async def test_first_and_last(self, aiohttp_client: AiohttpClient) -> None:
-        """The first socket of somebody is told, and the last, whichever session they are of."""
+        """``on_first`` and ``on_last`` come for the first and last socket over all sessions."""
         registry = Watched()
         client = await aiohttp_client(make_app(registry))
         first, second = await browser(client, "ann"), await browser(client, "ann")
@@ -75,7 +75,7 @@ class TestPresence:
             async with client.ws_connect("/ws", headers=second):
                 await until(lambda: len(connections(registry)) == 2)
             await until(lambda: len(connections(registry)) == 1)
-            await asyncio.sleep(0.1)  # longer than it lingers
+            await asyncio.sleep(0.1)  # longer than LINGER
             during = [*registry.told]
         await until(lambda: len(registry.told) == 2)
 
@@ -83,7 +83,7 @@ class TestPresence:
         assert registry.told == [("first", "ann"), ("last", "ann")]
 
     async def test_anonymous(self, aiohttp_client: AiohttpClient) -> None:
-        """Nobody is nobody."""
+        """An anonymous socket is not reported as present."""
         registry = Watched()
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws"):
@@ -94,7 +94,7 @@ class TestPresence:
         assert registry.told[0] == ("first", "ann")
 
     async def test_proven(self, aiohttp_client: AiohttpClient) -> None:
-        """Whom a client has proven to be is there too."""
+        """A proven identity is reported as present, and as gone once it is disproven."""
         registry = Watched()
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws"):
@@ -106,7 +106,7 @@ class TestPresence:
             await until(lambda: registry.told == [("first", "bob"), ("last", "bob")])
 
     async def test_failing_receiver(self, aiohttp_client: AiohttpClient) -> None:
-        """A receiver that fails stops nobody."""
+        """A receiver that fails doesn't keep the other receivers from being called."""
         registry = Watched()
 
         async def fail(details: PresenceDetails) -> None:
@@ -122,7 +122,7 @@ class TestReload:
     async def test_lingers(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Who reloads a page has not been away."""
+        """Reconnecting after a page reload sends no ``on_last`` and no second ``on_first``."""
         monkeypatch.setattr(presence, "SCAN_EVERY", 0.01)
         registry = Watched()
         client = await aiohttp_client(make_app(registry))
@@ -136,7 +136,7 @@ class TestReload:
         assert registry.told == [("first", "ann")]
 
     async def test_off(self, aiohttp_client: AiohttpClient) -> None:
-        """Without a receiver nothing runs."""
+        """Without a presence receiver no background task runs."""
         registry = SessionWSRegistry(identify=user_of)
         await aiohttp_client(make_app(registry))
 
@@ -144,14 +144,14 @@ class TestReload:
 
 
 class Wire:
-    """Nodes that are joined in memory; messages get lost if a test says so."""
+    """Fake nodes joined in memory; changes get lost while ``lost`` is set."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, FakeNode] = {}
         self.lost = False
 
     async def ask(self, sender: FakeNode, name: str, body: dict[str, Any], wait: float) -> Answers:
-        """Ask all others."""
+        """Pass a request to all other nodes; return their answers."""
         if self.lost and not wait:
             return Answers()
         others = [node for node in self.nodes.values() if node is not sender]
@@ -165,7 +165,7 @@ class Wire:
 
 
 class FakeNode:
-    """A node that has no sockets, but says whose it has."""
+    """A node without real sockets; a test sets which identities it has sockets of."""
 
     remote = serves = True
 
@@ -174,7 +174,7 @@ class FakeNode:
         self.wire = wire
         self.tasks = BackgroundTasks()
         self.signals = Signals(self)
-        self.cluster = self.connections = self  # it plays all parts
+        self.cluster = self.connections = self  # stands in for both
         self.open: list[Any] = []
         self.told: list[tuple[bool, object, bool]] = []
         self.signals.on_first.append(self.come)
@@ -184,29 +184,29 @@ class FakeNode:
         self.presence.start()
 
     async def come(self, details: PresenceDetails) -> None:
-        """Note who has come."""
+        """Record an ``on_first`` signal."""
         self.told.append((True, details.identity, details.news))
 
     async def gone(self, details: PresenceDetails) -> None:
-        """Note who has gone."""
+        """Record an ``on_last`` signal."""
         self.told.append((False, details.identity, details.news))
 
     async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
-        """Ask all others."""
+        """Send a request to all other nodes."""
         return await self.wire.ask(self, name, body, wait)
 
     async def living(self) -> frozenset[str]:
-        """Return the others."""
+        """Return the instances of the other nodes."""
         return frozenset(self.wire.nodes) - {self.instance}
 
     def have(self, *identities: object) -> None:
-        """Have sockets of these, and of nobody else."""
+        """Have sockets of *identities*, and of no others."""
         self.open = [SimpleNamespace(identity=who, sparse=None) for who in identities]
 
 
 @pytest.fixture
 async def wire(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wire]:
-    """A wire, and nodes that look all the time."""
+    """Yield a wire whose nodes scan for changes every millisecond."""
     monkeypatch.setattr(presence, "SCAN_EVERY", 0.001)
     monkeypatch.setattr(presence, "LINGER", 0.0)
     monkeypatch.setattr(presence, "CHECK_EVERY", 0.01)
@@ -218,7 +218,7 @@ async def wire(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wire]:
 
 class TestGossip:
     async def test_lost(self, wire: Wire) -> None:
-        """What gets lost on its way is found by its number, and is no news then."""
+        """A lost change is recovered by its sequence number; its signal is not marked as news."""
         a, b = FakeNode(wire, "a"), FakeNode(wire, "b")
         a.have("ann")
         await until(lambda: b.told)
@@ -232,7 +232,7 @@ class TestGossip:
         assert b.told[1] == (True, "bob", False)
 
     async def test_many(self, wire: Wire) -> None:
-        """However they come and go, all nodes agree in the end."""
+        """All nodes agree in the end on who is present, although changes get lost."""
         nodes = [FakeNode(wire, name) for name in "abc"]
         random = Random(7)
         for _ in range(60):
@@ -248,7 +248,7 @@ class TestGossip:
             return {who for who, last in {t[1]: t[0] for t in node.told}.items() if last}
 
         await until(lambda: all(present(node) == {1, 2} for node in nodes))
-        for node in nodes:  # each identity comes and goes by turns
+        for node in nodes:  # on_first and on_last alternate for each identity
             for who in range(5):
                 turns = [first for first, identity, _ in node.told if identity == who]
                 assert turns == [n % 2 == 0 for n in range(len(turns))]

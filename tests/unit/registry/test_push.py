@@ -1,5 +1,5 @@
 """
-Pushing to peers that read, to peers that don't, and to peers that go.
+Push: which sockets receive it, which data it takes, and the order of messages.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def registry() -> SessionWSRegistry:
 
 @pytest.fixture
 async def live(registry: SessionWSRegistry, started: Started) -> SessionWSRegistry:
-    """The same, of an application that runs without a server."""
+    """The same registry, in an application that runs without a server."""
     return await started(registry)
 
 
@@ -58,7 +58,7 @@ class TestReceivers:
     async def test_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """All tabs of a session get it, and nobody else does."""
+        """All sockets of a session receive its pushes, and sockets of other sessions don't."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as one, client.ws_connect("/listen") as two:
             session_ws_id = own(registry)
@@ -74,7 +74,7 @@ class TestReceivers:
     async def test_identity(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """All sessions of an identity get it; who has none is not an identity."""
+        """All sessions of an identity receive its pushes; ``None`` is not an identity."""
         client = await start(aiohttp_client, registry)
         anns = [await session_of(client), await session_of(client)]
         opened = [await stopped(client, registry, cookie) for cookie in [*anns, ""]]
@@ -94,7 +94,7 @@ class TestReceivers:
             peer.close()
 
     async def test_nobody(self, live: SessionWSRegistry) -> None:
-        """A push to nobody reaches nobody."""
+        """A push that matches no socket reports 0 sockets."""
         assert await live.send_session("nobody", "?") == Delivery(0)
         assert await live.send_identity("nobody", "?") == Delivery(0)
         assert await live.broadcast("?") == Delivery(0)
@@ -102,7 +102,7 @@ class TestReceivers:
     async def test_handshake_in_flight(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A socket that isn't open yet gets nothing."""
+        """A socket whose handshake isn't finished gets no pushes."""
         held = Turnstile()
         held.shut = True
 
@@ -139,7 +139,7 @@ class TestReceivers:
     async def test_from_a_handler(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A handler may push to everybody, itself included."""
+        """A handler may broadcast to all sockets, its own included."""
 
         async def chat(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -174,7 +174,7 @@ class TestData:
         data: Any,
         frame: tuple[int, bytes],
     ) -> None:
-        """Text comes as text, bytes of any kind as bytes, and large as small."""
+        """Text is sent as a text frame, and bytes-like data as a binary frame."""
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         await registry.broadcast(data)
@@ -184,7 +184,7 @@ class TestData:
         peer.close()
 
     async def test_json(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """The twins send JSON, by another encoder if wanted."""
+        """The ``_json`` methods send JSON, with another encoder if one is given."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
             deliveries = [
@@ -200,7 +200,7 @@ class TestData:
     async def test_anything_else(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, data: Any
     ) -> None:
-        """Other data raises an error that tells what to do, and harms no socket."""
+        """Data other than str and bytes raises an error that names the remedy; sockets stay."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
             with pytest.raises(TypeError, match=r"send_session_json\(\)"):
@@ -214,7 +214,7 @@ class TestData:
     async def test_a_wait_that_is_none(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """What is wrong with a push is found before anybody has it, on any registry."""
+        """A wrong ``wait`` raises before any socket gets the push, also without a cluster."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
             with pytest.raises(TypeError, match="wait is a number of seconds, not 'long'"):
@@ -226,7 +226,7 @@ class TestData:
     async def test_what_cannot_be_encoded(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It raises before anything is sent."""
+        """Data that can't be encoded raises before anything is sent."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
             with pytest.raises(UnicodeEncodeError):
@@ -238,7 +238,7 @@ class TestData:
             assert await texts(ws, 1) == ["fine"]
 
     async def test_what_cannot_be_a_key(self, live: SessionWSRegistry) -> None:
-        """An id or identity that can't be hashed belongs to nobody, and is a mistake."""
+        """An unhashable id or identity raises an error, and so does ``None`` as an id."""
         with pytest.raises(InvalidSessionWSId, match="hashable"):
             await live.send_session([], "?")  # type: ignore[arg-type]  # that's the point
         with pytest.raises(InvalidSessionWSId, match="None"):
@@ -247,7 +247,7 @@ class TestData:
             await live.send_identity([], "?")  # type: ignore[arg-type]  # that's the point
 
     async def test_changed_while_it_waits(self, live: SessionWSRegistry) -> None:
-        """What the caller does to a bytearray later doesn't matter."""
+        """Changing a bytearray after the push doesn't change the queued message."""
         ws, _ = await slow(live)
         data = bytearray(b"before")
         await live.broadcast(data)
@@ -261,7 +261,7 @@ class TestOrder:
     async def test_of_a_peer_that_stops_and_goes_on(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Thousands arrive in the order of the calls, whichever way each went."""
+        """Messages arrive in the order of the calls, whether queued or written directly."""
         inspect(registry).connections.pusher.limit = PushQueue(messages=10_000, bytes=10**9)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
@@ -292,7 +292,7 @@ class TestOrder:
     async def test_of_two_at_once(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A small one doesn't overtake a large one whose writer has not begun yet."""
+        """A small message doesn't overtake a large one whose queue isn't being written yet."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
             await asyncio.gather(registry.broadcast(LINE * 100), registry.broadcast("small"))
@@ -302,7 +302,7 @@ class TestOrder:
     async def test_of_sockets_that_compress(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Compressed ones go through the queue, small ones and those in a thread."""
+        """Small and large messages arrive in order at a socket that compresses."""
         client = await start(aiohttp_client, registry)
         sent = [LINE * (40 if n % 10 == 5 else 1) + str(n) for n in range(100)]
         async with client.ws_connect("/listen", compress=15) as ws:
@@ -344,7 +344,7 @@ class TestOrder:
     async def test_beside_the_handler(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """What a handler sends at the same time mixes with it and breaks nothing."""
+        """A handler's messages and simultaneous pushes each arrive in their own order."""
 
         async def talk(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -369,7 +369,7 @@ class TestOrder:
     async def test_over_tls(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, tls: ssl.SSLContext
     ) -> None:
-        """It is the same over TLS, whose transport has a buffer before another's."""
+        """Messages arrive in order over TLS, whose transport has a second write buffer."""
         inspect(registry).connections.pusher.limit = PushQueue(messages=10_000, bytes=10**9)
         app = make_app(registry)
         app.router.add_get("/listen", listen)
@@ -378,7 +378,7 @@ class TestOrder:
             (connection,) = connections(registry)
             narrow(connection)
             sent = 0
-            while not waiting(connection):  # the client takes some before it stops to read
+            while not waiting(connection):  # the client receives some before it stops reading
                 await registry.broadcast(f"{LINE * 64} {sent}")
                 sent += 1
             for number in range(sent, sent + 100):

@@ -1,5 +1,5 @@
 """
-Who is connected, as told to the application, to its log, and to other threads.
+Queries of connections, secrets in logs and reprs, calls from other threads, the heartbeat.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def registry() -> SessionWSRegistry:
 
 class TestConnections:
     async def test_whose(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """One may ask for all, for a session's, or for an identity's."""
+        """``connections()`` returns those of all, of a session, of an identity, or of both."""
         client = await aiohttp_client(make_app(registry))
         cookies = []
         for user in ("ann", "ann", "bob"):
@@ -84,7 +84,7 @@ class TestConnections:
         assert await registry.count() == 0
 
     async def test_info(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """It tells what is known of each, and goes on telling it when that is gone."""
+        """A ``ConnectionInfo`` describes a connection, and doesn't change after its end."""
         client = await aiohttp_client(make_app(registry))
         before = time.time()
         async with client.ws_connect("/ws?token=secret") as ws, client.ws_connect("/ws") as other:
@@ -107,7 +107,7 @@ class TestConnections:
         registry: SessionWSRegistry,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A message makes a socket busy again; waiting makes it idle."""
+        """``idle`` counts the seconds since a socket last received a message."""
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
@@ -124,7 +124,7 @@ class TestConnections:
             assert info.idle < 90.0
 
     async def test_by_hand(self, started: Started) -> None:
-        """What was registered by hand is told of as well."""
+        """A socket that was registered by hand is listed, too."""
 
         class Thing:
             def close(self) -> None:
@@ -137,7 +137,7 @@ class TestConnections:
         assert (info.remote, info.path, info.identity) == (None, "", None)
 
     async def test_in_flight(self, aiohttp_client: AiohttpClient) -> None:
-        """Handshakes are not shown."""
+        """A handshake in progress is not listed."""
         seen: list[tuple[ConnectionInfo, ...]] = []
 
         async def authorize(request: web.Request) -> bool:
@@ -157,14 +157,14 @@ class TestConnections:
     async def test_bad(
         self, whose: Any, error: type[Exception], registry: SessionWSRegistry, started: Started
     ) -> None:
-        """What can't be a key is an error that says so."""
+        """An unhashable id or identity raises an error that says so."""
         await started(registry)
         with pytest.raises(error, match="hashable"):
             await registry.connections(**whose)
 
     @pytest.mark.parametrize("label", ["device", ("device",), ("device", "phone", 1)])
     async def test_bad_label(self, started: Started, label: Any) -> None:
-        """A label is a pair; what is none is an error that says so."""
+        """A label that isn't a pair raises an error that says so."""
         registry = await started(SessionWSRegistry(labels=lambda request: {}))
         with pytest.raises(TypeError, match="label is a pair of a name and a value"):
             await registry.connections(label=label)
@@ -172,7 +172,7 @@ class TestConnections:
 
 class TestNoSecrets:
     async def test_repr(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """Neither id nor identity is printed with what the application is given."""
+        """Neither the session id nor the identity is in the repr of details and infos."""
         details: list[Any] = []
 
         async def note(given: HandshakeDetails | AuthDetails | OpenDetails | CloseDetails) -> None:
@@ -202,7 +202,7 @@ class TestNoSecrets:
         registry: SessionWSRegistry,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A handler that won't end is named in the log with its session, but hashed."""
+        """The log names the session of a handler that doesn't end by its fingerprint only."""
         caplog.set_level(logging.DEBUG, logger="aiohttp_session_ws")
         let = asyncio.Event()
 
@@ -231,7 +231,7 @@ class TestNoSecrets:
         assert id_ not in caplog.text
 
     def test_fingerprint(self) -> None:
-        """It is the same in every process, and another for everything else."""
+        """A fingerprint is the same in every process, and differs between different values."""
         assert fingerprint("ann") == "9e94bdeb0883"
         assert len({fingerprint(x) for x in ("7", 7, ("7",), b"7", None)}) == 5
 
@@ -259,7 +259,7 @@ class TestThreads:
     async def test_another_loop(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, call: Call
     ) -> None:
-        """From another thread's loop every coroutine names the remedy and does nothing."""
+        """A coroutine run in another thread's loop names the remedy and does nothing."""
         client = await aiohttp_client(make_app(registry))
         loop = asyncio.get_running_loop()
 
@@ -278,7 +278,7 @@ class TestThreads:
     async def test_register(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """So do the plain functions, where there may be no loop at all."""
+        """``register()`` and ``unregister()`` raise in another thread, which has no loop."""
         await aiohttp_client(make_app(registry))
         loop = asyncio.get_running_loop()
 
@@ -294,7 +294,7 @@ class TestThreads:
         "order", ["end_identity", "close_all_identity", "end_label", "close_all_label"]
     )
     async def test_orders_before_the_start(self, order: str) -> None:
-        """An order to a registry that isn't started says so, and not which option it lacks."""
+        """An order before the start raises ``NotSetUp``, and not an error about an option."""
         registry = SessionWSRegistry()
         whom = ["device", "phone"] if "label" in order else ["ann"]
         with pytest.raises(NotSetUp, match="isn't started"):
@@ -303,7 +303,7 @@ class TestThreads:
     async def test_after_the_end(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A registry whose application has ended may serve another one, in another loop."""
+        """A registry whose application has ended may be used by another one, in another loop."""
         client = await aiohttp_client(make_app(registry))
         await client.close()
         with pytest.raises(NotSetUp, match="isn't started"):
@@ -329,7 +329,7 @@ class TestHeartbeat:
         registry: SessionWSRegistry,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A peer that doesn't answer a ping leaves the registry, and its handler ends."""
+        """A peer that doesn't answer a ping is removed from the registry; its handler ends."""
         assert handshake.HEARTBEAT == 30.0
         monkeypatch.setattr(handshake, "HEARTBEAT", 0.1)
         left = asyncio.Event()
@@ -361,7 +361,7 @@ class TestHeartbeat:
         registry: SessionWSRegistry,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """The caller's own heartbeat counts, and so does none."""
+        """A ``heartbeat`` that the caller gives, also ``None``, overrides the default."""
         monkeypatch.setattr(handshake, "HEARTBEAT", 7.0)
         own: list[float | None] = [5.0, None]
 

@@ -1,5 +1,5 @@
 """
-The periodic check, now: somebody's rights have changed.
+``recheck()``: check at once whether the sockets of an identity are still authorized.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tests.support import (
 
 @dataclass
 class Rights:
-    """Who may connect; how often that was asked."""
+    """An ``authorize`` whose refusals a test sets, and which records its calls."""
 
     refused: dict[str, object] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
     async def authorize(self, request: web.Request) -> object:
-        """Look whether somebody may."""
+        """Return whether the user of a request may connect."""
         user = str(await user_of(request))
         self.asked.append(user)
         return self.refused.get(user, True)
@@ -60,7 +60,7 @@ async def client(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> 
 
 
 async def cookie_for(client: Client, user: str) -> dict[str, str]:
-    """Log in in a browser of its own."""
+    """Log in as a new browser; return its cookie header."""
     client.session.cookie_jar.clear()
     await client.get("/login", params={"user": user})
     cookie = cookie_of(client)
@@ -69,7 +69,7 @@ async def cookie_for(client: Client, user: str) -> dict[str, str]:
 
 
 async def held(request: web.Request) -> web.WebSocketResponse:
-    """Serve a socket at another address."""
+    """Echo all messages, at another address."""
     async with session_ws(request) as ws:
         async for message in ws:
             await ws.send_str(message.data)
@@ -86,7 +86,7 @@ class TestRecheck:
         answer: object,
         code: int,
     ) -> None:
-        """Who may no longer be connected is closed; whose rights are as they were, is not."""
+        """``recheck`` closes sockets that are no longer authorized, of the given identity only."""
         ann, bob = await cookie_for(client, "ann"), await cookie_for(client, "bob")
         async with (
             client.ws_connect("/ws", headers=ann) as anns,
@@ -104,7 +104,7 @@ class TestRecheck:
     async def test_once_per_session(
         self, client: Client, registry: SessionWSRegistry, rights: Rights
     ) -> None:
-        """All sockets of a session are checked by one question; each session is asked about."""
+        """Sockets of one session share a call of ``authorize``; each session gets its own call."""
         first, second = await cookie_for(client, "ann"), await cookie_for(client, "ann")
         async with (
             client.ws_connect("/ws", headers=first),
@@ -119,7 +119,7 @@ class TestRecheck:
     async def test_slow_answers_about_many(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """However many sockets there are to be asked about, all of them are."""
+        """All sockets are checked, even if that takes longer than the limit of one check."""
         monkeypatch.setattr(revalidation, "CHECK_LIMIT", 1.0)
         allowed, late = True, 0.0
         loop = asyncio.get_running_loop()
@@ -130,7 +130,7 @@ class TestRecheck:
             nonlocal late
             if not allowed:
                 late += 0.6
-                await asyncio.sleep(0)  # what has run out by now ends
+                await asyncio.sleep(0)  # timeouts that have expired take effect here
             return allowed
 
         registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
@@ -147,7 +147,7 @@ class TestRecheck:
     async def test_one_that_hangs(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An answer that doesn't come keeps no other socket of its session open."""
+        """A check that hangs keeps no other socket of its session open."""
         allowed, late = True, 0.0
         loop = asyncio.get_running_loop()
         time = loop.time
@@ -174,7 +174,7 @@ class TestRecheck:
         assert report.sockets == 2
 
     async def test_one_that_fails(self, aiohttp_client: AiohttpClient) -> None:
-        """Where ``authorize`` fails a socket stays, and keeps no other of its session open."""
+        """A socket whose ``authorize`` raises stays; others of its session are still checked."""
         rooms = {"one": {"ann"}, "two": {"ann"}, "three": {"ann"}}
 
         async def authorize(request: web.Request) -> bool:
@@ -200,7 +200,7 @@ class TestRecheck:
         assert report.sockets == 1
 
     async def test_each_address(self, aiohttp_client: AiohttpClient) -> None:
-        """A session may connect at one address, and at another no longer."""
+        """Rights are checked per address: only sockets at a refused address are closed."""
         admins = {"ann"}
 
         async def authorize(request: web.Request) -> bool:
@@ -236,7 +236,7 @@ class TestRecheck:
     async def test_raised(
         self, aiohttp_client: AiohttpClient, refusal: Exception, code: int
     ) -> None:
-        """What refuses a handshake when it is raised closes a socket that is open."""
+        """An exception that refuses a handshake closes an open socket."""
         refusals: list[Exception] = []
 
         async def authorize(request: web.Request) -> bool:
@@ -254,7 +254,7 @@ class TestRecheck:
             assert await expect_close(ws) == code
 
     async def test_while_it_opens(self, aiohttp_client: AiohttpClient) -> None:
-        """A handshake that was authorized by what was so before is checked when it is open."""
+        """A handshake that was authorized before the recheck is checked again once it is open."""
         banned: set[str] = set()
         gate = Turnstile()
 
@@ -278,7 +278,7 @@ class TestRecheck:
     async def test_after_one_under_way(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, rights: Rights
     ) -> None:
-        """A check that had begun before may have seen the old rights: there is another one."""
+        """A recheck doesn't rely on a running check, which may have seen the old rights."""
         storage, gate = SimpleCookieStorage(), Turnstile()
         load = storage.load_session
         client = await aiohttp_client(make_app(registry, storage))
@@ -302,13 +302,13 @@ class TestRecheck:
         assert rights.asked == ["ann", "ann"]
 
     async def test_nobody(self, client: Client, registry: SessionWSRegistry) -> None:
-        """Who has no sockets has none to be checked."""
+        """A recheck of an identity without sockets closes none; ``None`` is not an identity."""
         assert (await registry.recheck("ann")).sockets == 0
         with pytest.raises(InvalidIdentity):
             await registry.recheck(None)
 
     async def test_without_identify(self, started: Started) -> None:
-        """Without identify nobody is anybody."""
+        """A recheck without ``identify`` raises ``NotSetUp``."""
         registry = await started(SessionWSRegistry())
         with pytest.raises(NotSetUp):
             await registry.recheck("ann")
@@ -316,7 +316,7 @@ class TestRecheck:
     async def test_storage_fails(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """What can't be checked stays, and is tried again."""
+        """A socket that can't be checked since the storage fails stays open."""
         storage = SimpleCookieStorage()
         client = await aiohttp_client(make_app(registry, storage))
         async with client.ws_connect("/ws", headers=await cookie_for(client, "ann")) as ws:

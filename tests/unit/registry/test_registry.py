@@ -23,44 +23,44 @@ from aiohttp_session_ws.signals import OpenDetails
 from aiohttp_session_ws.typing import SupportsClose
 from tests.support import PATIENCE, AiohttpClient, Started
 
-SOON = 0.05  # seconds: what hangs is given up after these
+SOON = 0.05  # seconds until a call that hangs is given up
 
 
 class FullSocket:
-    """Something by hand whose ``close`` takes what aiohttp's takes."""
+    """A socket to register by hand whose ``close`` takes the arguments of aiohttp's."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, bytes]] = []
 
     async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> None:
-        """Note the call."""
+        """Record the call."""
         self.calls.append((code, message))
 
 
 class PlainSocket:
-    """Something by hand whose ``close`` takes nothing."""
+    """A socket to register by hand whose ``close`` takes no arguments."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[()]] = []
 
     async def close(self) -> None:
-        """Note the call."""
+        """Record the call."""
         self.calls.append(())
 
 
 class SyncSocket:
-    """Something by hand with a ``close`` that isn't async."""
+    """A socket to register by hand whose ``close`` isn't async."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, bytes]] = []
 
     def close(self, code: int, message: bytes) -> None:
-        """Note the call."""
+        """Record the call."""
         self.calls.append((code, message))
 
 
 class FailingSocket:
-    """Something by hand that can't be closed."""
+    """A socket to register by hand whose ``close`` raises."""
 
     async def close(self) -> None:
         """Fail."""
@@ -68,7 +68,7 @@ class FailingSocket:
 
 
 class HangingSocket:
-    """Something by hand that is never done with closing."""
+    """A socket to register by hand whose ``close`` never returns."""
 
     async def close(self) -> None:
         """Wait for ever."""
@@ -76,7 +76,7 @@ class HangingSocket:
 
 
 async def echo(request: web.Request) -> web.WebSocketResponse:
-    """Send everything back."""
+    """Echo all messages."""
     async with session_ws(request) as ws:
         async for message in ws:
             await ws.send_str(message.data)
@@ -94,47 +94,47 @@ def make_app(registry: SessionWSRegistry) -> web.Application:
 
 
 async def expect_close(ws: Any, code: int) -> None:
-    """Wait for the server to close."""
+    """Wait for the server's close frame, and check its code."""
     message = await ws.receive(timeout=PATIENCE)
     assert message.type is WSMsgType.CLOSE
     assert message.data == code
 
 
 class Watching(SessionWSRegistry):
-    """Puts what it hears of into a queue."""
+    """A registry that puts calls of ``register`` and ``unregister`` into a queue."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.heard: asyncio.Queue[tuple[str, Hashable, object]] = asyncio.Queue()
 
     def register(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:  # type: ignore[override]  # as 1.1.1 had it
-        """Hear of a socket."""
+        """Record the start of a socket."""
         self.heard.put_nowait(("register", session_ws_id, ws))
         return super().register(session_ws_id, ws)
 
     def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:
-        """Hear of its end."""
+        """Record the end of a socket."""
         self.heard.put_nowait(("unregister", session_ws_id, ws))
         return super().unregister(session_ws_id, ws)
 
 
 class AsyncWatching(Watching):
-    """Does the same with awaitables, and takes its time."""
+    """The same with coroutine functions that yield to the event loop first."""
 
     async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as 1.1.1 had it
-        """Hear of a socket."""
+        """Record the start of a socket."""
         await asyncio.sleep(0)
         Watching.register(self, session_ws_id, ws)
 
     async def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
-        """Hear of its end."""
+        """Record the end of a socket."""
         await asyncio.sleep(0)
         Watching.unregister(self, session_ws_id, ws)
 
 
 class TestMapping:
     def test_empty(self) -> None:
-        """A registry without sockets is an empty mapping, and true as any registry."""
+        """A registry without sockets is an empty mapping, but true in a boolean context."""
         registry = SessionWSRegistry()
 
         assert isinstance(registry, Mapping)
@@ -145,7 +145,7 @@ class TestMapping:
         assert "a" not in registry
 
     def test_setup_takes_an_empty_one(self) -> None:
-        """An app gets the very registry it was given."""
+        """``setup()`` keeps and returns the registry that it is given, though that is empty."""
         app = web.Application()
         registry = SessionWSRegistry()
 
@@ -153,19 +153,19 @@ class TestMapping:
         assert app[REGISTRY_KEY] is registry
 
     def test_setup_makes_one(self) -> None:
-        """Without a registry each app gets one of its own."""
+        """``setup()`` without a registry makes a new one for each app."""
         one, other = web.Application(), web.Application()
 
         assert setup(one) is one[REGISTRY_KEY]
         assert setup(other) is not one[REGISTRY_KEY]
 
     async def test_missing(self) -> None:
-        """An id without sockets is a ``KeyError``."""
+        """Looking up an id without sockets raises ``KeyError``."""
         with pytest.raises(KeyError):
             _ = SessionWSRegistry()["a"]
 
     async def test_filled(self, started: Started) -> None:
-        """Each id shows its own sockets."""
+        """The registry maps each id to its own sockets."""
         registry = await started(SessionWSRegistry())
         one, two, three = FullSocket(), PlainSocket(), SyncSocket()
         registry.register("a", one)
@@ -178,7 +178,7 @@ class TestMapping:
         assert len(registry) == 2
 
     async def test_snapshots(self, started: Started) -> None:
-        """What was handed out doesn't change any more."""
+        """A set of sockets that was looked up doesn't change later."""
         registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", ws)
@@ -190,7 +190,7 @@ class TestMapping:
         assert len(registry["a"]) == 2
 
     async def test_iteration_while_it_changes(self, started: Started) -> None:
-        """Ids may come and go while one looks through them."""
+        """Ids may be added and removed during an iteration."""
         registry = await started(SessionWSRegistry())
         for name in "abc":
             registry.register(name, FullSocket())
@@ -205,13 +205,13 @@ class TestMapping:
         assert list(registry) == [("a", "more"), ("b", "more"), ("c", "more")]
 
     async def test_served_sockets(self, aiohttp_client: AiohttpClient) -> None:
-        """The sockets of a session are there under its id while they are open."""
+        """Served sockets are listed under the id of their session while they are open."""
         registry = Watching()
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/"), client.ws_connect("/"):
             _, one, first = await registry.heard.get()
             _, other, second = await registry.heard.get()
-            assert one == other  # the cookie came with the first handshake
+            assert one == other  # the first handshake set the cookie
             assert registry[one] == {first, second}
         await registry.heard.get()
         await registry.heard.get()
@@ -221,7 +221,7 @@ class TestMapping:
 
 class TestByHand:
     async def test_close_all_session(self, started: Started) -> None:
-        """An order closes what was registered by hand, with code and reason if it takes them."""
+        """Sockets registered by hand are closed, with code and reason if ``close`` takes them."""
         registry = await started(SessionWSRegistry())
         full, plain, sync, other = FullSocket(), PlainSocket(), SyncSocket(), FullSocket()
         for ws in cast("list[SupportsClose]", [full, plain, sync]):
@@ -239,7 +239,7 @@ class TestByHand:
         ("order", "code"), [("close_all_session", 4403), ("end_session", 4401)]
     )
     async def test_default_codes(self, order: str, code: int, started: Started) -> None:
-        """Without a choice they are told what browsers are told."""
+        """Sockets registered by hand get the default close code of the order."""
         registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", ws)
@@ -250,7 +250,7 @@ class TestByHand:
         assert not len(registry)
 
     async def test_close_all(self, started: Started) -> None:
-        """An order to all closes all."""
+        """``close_all()`` closes the sockets of all sessions."""
         registry = await started(SessionWSRegistry())
         sockets = [FullSocket() for _ in range(3)]
         for number, ws in enumerate(sockets):
@@ -262,14 +262,14 @@ class TestByHand:
         assert not len(registry)
 
     async def test_nothing_to_close(self, started: Started) -> None:
-        """An order to nobody does nothing."""
+        """An order that matches no socket reports 0 sockets."""
         registry = await started(SessionWSRegistry())
 
         assert await registry.close_all_session("a") == CloseReport()
         assert await registry.close_all() == CloseReport()
 
     async def test_second_order(self, started: Started) -> None:
-        """What is closed already isn't closed again."""
+        """A socket that is closed already isn't closed again by further orders."""
         registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", ws)
@@ -279,7 +279,7 @@ class TestByHand:
         assert len(ws.calls) == 1
 
     async def test_fails(self, caplog: pytest.LogCaptureFixture, started: Started) -> None:
-        """One that can't be closed is logged and let go; the others are closed."""
+        """A socket whose ``close`` raises is logged and removed; the others are closed."""
         registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", FailingSocket())
@@ -292,7 +292,7 @@ class TestByHand:
         assert "no such pipe" in caplog.text
 
     async def test_hangs(self, started: Started) -> None:
-        """One that takes for ever is given up after the close timeout."""
+        """A socket whose ``close`` hangs is given up after the close timeout."""
         registry = await started(SessionWSRegistry(timeouts=Timeouts(close=SOON)))
         ws = FullSocket()
         registry.register("a", HangingSocket())
@@ -306,7 +306,7 @@ class TestByHand:
         assert not len(registry)
 
     async def test_twice(self, started: Started) -> None:
-        """Registering again changes nothing."""
+        """Registering a socket twice changes nothing."""
         registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", ws)
@@ -317,7 +317,7 @@ class TestByHand:
         assert len(ws.calls) == 1
 
     async def test_unregister(self, started: Started) -> None:
-        """What was taken out is closed by nobody."""
+        """An unregistered socket is not closed by an order."""
         registry = await started(SessionWSRegistry())
         ws, other = FullSocket(), FullSocket()
         registry.register("a", ws)
@@ -331,7 +331,7 @@ class TestByHand:
         assert ws.calls == other.calls == []
 
     async def test_unregister_unknown(self, started: Started) -> None:
-        """Taking out what isn't there is no error."""
+        """Unregistering an unknown socket is no error."""
         registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.unregister("a", ws)
@@ -343,7 +343,7 @@ class TestByHand:
 
     @pytest.mark.parametrize(("session_ws_id", "match"), [(None, "None"), ([], "hashable")])
     async def test_bad_id(self, session_ws_id: Any, match: str, started: Started) -> None:
-        """What can't be an id is refused with an error that says what can."""
+        """An invalid id is refused with an error that says why."""
         registry = await started(SessionWSRegistry())
         with pytest.raises(InvalidSessionWSId, match=match):
             registry.register(session_ws_id, FullSocket())
@@ -355,13 +355,13 @@ class TestByHand:
     async def test_order_to_a_bad_id(
         self, order: str, session_ws_id: Any, started: Started
     ) -> None:
-        """An order to what can't be an id is refused."""
+        """An order to an invalid id is refused."""
         registry = await started(SessionWSRegistry())
         with pytest.raises(InvalidSessionWSId):
             await getattr(registry, order)(session_ws_id)
 
     async def test_beside_served_ones(self, aiohttp_client: AiohttpClient) -> None:
-        """An order closes both kinds at once."""
+        """An order closes served sockets and those registered by hand."""
         registry = Watching()
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/") as ws:
@@ -375,7 +375,7 @@ class TestByHand:
         assert len(by_hand.calls) == 1
 
     async def test_shutdown(self, aiohttp_client: AiohttpClient) -> None:
-        """The app's end closes what was registered by hand, a failing one or not."""
+        """The app's shutdown closes sockets registered by hand, even if one of them fails."""
         registry = SessionWSRegistry()
         client = await aiohttp_client(make_app(registry))
         ws = FullSocket()
@@ -390,7 +390,7 @@ class TestByHand:
 class TestOverrides:
     @pytest.mark.parametrize("cls", [Watching, AsyncWatching])
     async def test_called(self, aiohttp_client: AiohttpClient, cls: type[Watching]) -> None:
-        """Overrides, sync or async, hear of a served socket and of its end."""
+        """Overrides, sync or async, are called for a served socket and for its end."""
         registry = cls()
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/"):
@@ -408,7 +408,7 @@ class TestOverrides:
     async def test_called_at_an_order(
         self, aiohttp_client: AiohttpClient, cls: type[Watching]
     ) -> None:
-        """They hear of the end once, when an order closed the socket, too."""
+        """An ``unregister`` override is called once for a socket that an order closed."""
         registry = cls()
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/") as ws:
@@ -421,14 +421,14 @@ class TestOverrides:
         assert registry.heard.empty()
 
     async def test_unregister_when_cancelled(self, aiohttp_client: AiohttpClient) -> None:
-        """A server that cancels handlers when their client goes doesn't cut the override."""
+        """An ``unregister`` override isn't cancelled when the server cancels the handler."""
         heard: asyncio.Queue[BaseException | None] = asyncio.Queue()
 
         class Registry(SessionWSRegistry):
             async def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
                 error: BaseException | None = None
                 try:
-                    for _ in range(100):  # aiohttp cancels in one of the next rounds
+                    for _ in range(100):  # aiohttp cancels in one of the loop's next iterations
                         await asyncio.sleep(0)
                 except asyncio.CancelledError as exc:
                     error = exc
@@ -445,7 +445,7 @@ class TestOverrides:
 
     @pytest.mark.parametrize("late", [False, True])
     async def test_register_raises(self, aiohttp_client: AiohttpClient, late: bool) -> None:
-        """An override that fails costs the socket, and leaves nothing behind."""
+        """A ``register`` override that raises closes the socket with 1011; nothing is left."""
         failure = RuntimeError("no broker")
 
         class Registry(Watching):
@@ -469,7 +469,7 @@ class TestOverrides:
     async def test_unregister_raises(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An override that fails at the end is logged; the socket is gone all the same."""
+        """An ``unregister`` override that raises is logged; the socket is removed nonetheless."""
         raised = asyncio.Event()
 
         class Registry(SessionWSRegistry):
@@ -490,7 +490,7 @@ class TestOverrides:
         ]
 
     async def test_slow_unregister(self, aiohttp_client: AiohttpClient) -> None:
-        """An override that hangs is given up after the close timeout."""
+        """An ``unregister`` override that hangs is given up after the close timeout."""
 
         class Registry(SessionWSRegistry):
             async def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
@@ -507,7 +507,7 @@ class TestOverrides:
         assert not len(registry)
 
     async def test_order_during_register(self, aiohttp_client: AiohttpClient) -> None:
-        """A socket that is ordered to close while it registers never gets its handler."""
+        """A socket that an order closes during ``register`` never gets to its handler's body."""
         entered, closed, ran = asyncio.Event(), asyncio.Event(), False
 
         class Registry(SessionWSRegistry):
@@ -536,7 +536,7 @@ class TestOverrides:
         assert not len(registry)
 
     async def test_ignored_override(self, aiohttp_client: AiohttpClient) -> None:
-        """An override needn't call ours: the registry knows its sockets without it."""
+        """An override needn't call the base method: the registry tracks sockets without it."""
 
         class Registry(SessionWSRegistry):
             def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as 1.1.1 had it
@@ -558,7 +558,7 @@ class TestOverrides:
         assert not len(registry)
 
     async def test_live_socket_stays(self, aiohttp_client: AiohttpClient) -> None:
-        """Nobody can take out by hand what ``session_ws`` still serves."""
+        """``unregister()`` doesn't remove a socket that ``session_ws`` still serves."""
         registry = Watching()
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/") as ws:
@@ -575,7 +575,7 @@ class TestOverrides:
 class TestInsideTheHandler:
     @pytest.mark.parametrize("order", ["close_all_session", "end_session"])
     async def test_own_session(self, aiohttp_client: AiohttpClient, order: str) -> None:
-        """A handler that ends its own session isn't waited for, so it goes on."""
+        """A handler's order to its own session doesn't wait for that handler, which continues."""
         registry = Watching()
         reports: asyncio.Queue[CloseReport] = asyncio.Queue()
 
@@ -594,7 +594,7 @@ class TestInsideTheHandler:
         assert await asyncio.wait_for(reports.get(), PATIENCE) == CloseReport(sockets=1)
 
     async def test_lost_socket_is_explained(self, aiohttp_client: AiohttpClient) -> None:
-        """A handler that sends into a socket closed by order ends with ``SessionWSClosed``."""
+        """A handler that sends to a socket closed by order fails with ``SessionWSClosed``."""
         raised: asyncio.Queue[BaseException] = asyncio.Queue()
         closed = asyncio.Event()
 
@@ -623,14 +623,14 @@ class TestInsideTheHandler:
 
 
 def test_supports_close() -> None:
-    """All of the above may be registered, for the type checker, too."""
+    """Sockets with a sync or async ``close``, with arguments or without, may be registered."""
     sockets: Iterable[SupportsClose] = [FullSocket(), PlainSocket(), SyncSocket()]
 
     assert all(ws.close for ws in sockets)
 
 
 async def test_details_fit(aiohttp_client: AiohttpClient) -> None:
-    """What signals and the mapping tell of a socket is the same."""
+    """``OpenDetails`` has the session id and the socket that the mapping has."""
     registry = SessionWSRegistry()
     opened: asyncio.Queue[OpenDetails] = asyncio.Queue()
     registry.on_open.append(opened.put)

@@ -1,5 +1,5 @@
 """
-What a registry counts.
+Statistics of a registry: open sockets, closes, refusals, and sums over processes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def registry() -> SessionWSRegistry:
 
 
 async def start(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> Client:
-    """Serve the app of most tests to somebody who has logged in."""
+    """Serve the app of most tests; return a client that is logged in."""
     client = await aiohttp_client(make_app(registry))
     await client.get("/login")
     return client
@@ -60,7 +60,7 @@ class TestCounting:
     async def test_closes(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Sockets are counted while they are open, and by how they have ended."""
+        """Sockets are counted while they are open, and by cause and code when they close."""
         client = await start(aiohttp_client, registry)
         first, second, third = [await client.ws_connect("/ws") for _ in range(3)]
         assert registry.stats().open == 3
@@ -75,10 +75,10 @@ class TestCounting:
         await until(lambda: not registry.stats().open)
         stats = registry.stats()
         assert stats.closes == {("client", 1001): 1, ("handler", 1011): 1, ("order", 4401): 1}
-        assert (stats.orders_given, stats.records) == (2, 2)  # with that of the log-in
+        assert (stats.orders_given, stats.records) == (2, 2)  # including that of the log-in
 
     async def test_by_hand(self, started: Started, registry: SessionWSRegistry) -> None:
-        """So is what was registered by hand."""
+        """A socket that was registered by hand is counted when it is closed."""
 
         class Thing:
             def close(self) -> None:
@@ -93,7 +93,7 @@ class TestCounting:
     async def test_streams(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A stream is open, and a stream."""
+        """An open stream is counted as open and as a stream."""
         entered = asyncio.Event()
 
         async def events(request: web.Request) -> web.StreamResponse:
@@ -119,7 +119,7 @@ class TestCounting:
         assert (after.open, after.streams, after.closes) == (0, 0, {("order", 4401): 1})
 
     async def test_per_thread(self, started: Started, registry: SessionWSRegistry) -> None:
-        """Figures may be read in any thread, as an exporter does."""
+        """Statistics may be read in another thread, as an exporter does."""
         await started(registry)
         with ThreadPoolExecutor() as pool:
             stats = await asyncio.get_running_loop().run_in_executor(pool, registry.stats)
@@ -127,7 +127,7 @@ class TestCounting:
         assert stats == registry.stats() == Stats()
 
     async def test_busy(self, started: Started) -> None:
-        """Also while the registry is busy."""
+        """Statistics may be read in another thread while the registry changes them."""
         registry = await started(SessionWSRegistry(expiry=Expiry(revocation_ttl=1e-4)))
         counters = inspect(registry).connections.counters
         begun, stop = threading.Event(), threading.Event()
@@ -142,7 +142,7 @@ class TestCounting:
         looking = asyncio.create_task(asyncio.to_thread(look))
         await until(begun.is_set)
         for n in range(500):
-            await registry.end_session(n)  # each is forgotten soon, as others come
+            await registry.end_session(n)  # each record expires soon, while others are added
             counters.closed("client", 3000 + n)
             counters.refused(str(n))
         stop.set()
@@ -154,7 +154,7 @@ class TestRefusals:
     async def refusals(
         self, client: Client, registry: SessionWSRegistry, **options: str
     ) -> list[str]:
-        """Try to connect; return under which words that was counted."""
+        """Try to connect; return the reasons under which refusals were counted."""
         try:
             async with client.ws_connect("/ws", headers=options) as ws:
                 await ws.receive(timeout=PATIENCE)
@@ -165,7 +165,7 @@ class TestRefusals:
     async def test_origin(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A foreign page."""
+        """A handshake from a foreign page is counted as ``origin``."""
         client = await start(aiohttp_client, registry)
 
         assert await self.refusals(client, registry, Origin="https://evil.example") == ["origin"]
@@ -181,7 +181,7 @@ class TestRefusals:
         ],
     )
     async def test_authorize(self, aiohttp_client: AiohttpClient, answer: object) -> None:
-        """What authorize refuses, however it does: by what it returns or raises."""
+        """A refusal that ``authorize`` returns or raises is counted as ``authorize``."""
 
         def authorize(request: web.Request) -> object:
             if callable(answer):
@@ -198,7 +198,7 @@ class TestRefusals:
         [(Limits(total=1), "total"), (Limits(per_session=1, on_limit="refuse"), "limit")],
     )
     async def test_limits(self, aiohttp_client: AiohttpClient, limits: Limits, word: str) -> None:
-        """One too many."""
+        """A handshake over a limit is counted as ``total`` or ``limit``."""
         registry = SessionWSRegistry(limits=limits, timeouts=QUICK)
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/ws"):
@@ -207,21 +207,21 @@ class TestRefusals:
     async def test_draining(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Who comes while the process is drained."""
+        """A handshake during a drain is counted as ``draining``."""
         client = await start(aiohttp_client, registry)
         await registry.drain(0)
 
         assert await self.refusals(client, registry) == ["draining"]
 
     async def test_ended(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """Who comes with a stale cookie."""
+        """A handshake with the cookie of an ended session is counted as ``ended``."""
         client = await start(aiohttp_client, registry)
         await registry.end_identity("ann")
 
         assert await self.refusals(client, registry) == ["ended"]
 
     async def test_identify(self, aiohttp_client: AiohttpClient) -> None:
-        """Who can't be identified."""
+        """A handshake whose ``identify`` raises is counted as ``identify``."""
         registry = SessionWSRegistry(identify=lambda request: 1 / 0)
         client = await aiohttp_client(make_app(registry))
 
@@ -231,7 +231,7 @@ class TestRefusals:
     async def test_handler(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, by: str
     ) -> None:
-        """Who is refused by what the application has written, before it connects."""
+        """A refusal by a hook or a handler before it connects is counted as ``handler``."""
 
         async def refuse(ws: WebSocket) -> None:
             raise WebSocketProtocolError("not today")
@@ -250,7 +250,7 @@ class TestRefusals:
         assert registry.stats().refusals == {"handler": 1}
 
     async def test_an_order_with_a_code_of_its_own(self, aiohttp_client: AiohttpClient) -> None:
-        """Who is told so while the handshake runs was not refused by a handler."""
+        """A handshake that an order closes with its own code is counted as ``reconnect``."""
         gate = Turnstile()
         gate.shut = True
 
@@ -270,7 +270,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("slow", ["storage", "authorize"])
     async def test_late(self, aiohttp_client: AiohttpClient, slow: str) -> None:
-        """Who takes too long, also if no handler has been reached by then; it is told, too."""
+        """A timeout before the handler runs is counted as ``late``, and reported to ``on_fail``."""
         storage = GatedStorage(SimpleCookieStorage())
         gate = storage.loading if slow == "storage" else Turnstile()
 
@@ -301,7 +301,7 @@ class TestRefusals:
     async def test_no_websocket(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Who asks for a page."""
+        """A plain GET is counted as ``no websocket``."""
         client = await start(aiohttp_client, registry)
         await client.get("/ws")
 
@@ -314,14 +314,14 @@ class TestStats:
     )
 
     def test_json(self) -> None:
-        """They survive JSON, and what a newer version adds."""
+        """``Stats`` survive a round trip through JSON, and ignore unknown keys."""
         body = json.loads(json.dumps(self.STATS.as_dict()))
 
         assert body["closes"] == {"order": {"4401": 2}}
         assert Stats.from_dict({**body, "news": 7}) == self.STATS
 
     def test_total(self) -> None:
-        """Those of several processes add up."""
+        """The statistics of several processes add up."""
         other = Stats(node="b", open=1, closes={("order", 4401): 1, ("client", 1000): 1})
         both = ClusterStats([other, self.STATS], complete=False)
 
@@ -335,7 +335,7 @@ class TestStats:
         )
 
     async def test_of_one(self, started: Started, registry: SessionWSRegistry) -> None:
-        """A registry that knows no other process has its own figures only."""
+        """A single process has only its own figures in ``cluster_stats()``."""
         await started(registry)
         stats = await registry.cluster_stats()
 

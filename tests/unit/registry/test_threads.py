@@ -1,5 +1,5 @@
 """
-The registry for other threads.
+``registry.threadsafe``: the registry's methods for other threads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def registry() -> SessionWSRegistry:
 
 class TestThreads:
     async def test_end(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """A thread looks, pushes and ends, and is told what came of it."""
+        """A thread may query, push and end sessions, and gets the results."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/login")
 
@@ -58,7 +58,7 @@ class TestThreads:
         assert done == (1, 1, 1)
 
     async def test_override(self, started: Started) -> None:
-        """It calls what the application has overridden."""
+        """A call runs the method that the application has overridden."""
         called: list[object] = []
 
         class Registry(SessionWSRegistry):
@@ -72,7 +72,7 @@ class TestThreads:
         assert called == ["x"]
 
     async def test_sync_override(self, started: Started) -> None:
-        """It may be no coroutine function, as for all other callers."""
+        """An override may be a plain function, as for all other callers."""
 
         class Registry(SessionWSRegistry):
             def close_all_session(self, session_ws_id, **options):  # type: ignore[no-untyped-def]
@@ -84,13 +84,13 @@ class TestThreads:
         assert told == "told of x"
 
     async def test_error(self, started: Started, registry: SessionWSRegistry) -> None:
-        """What the call raises comes out in the thread."""
+        """An exception of a call is raised in the thread."""
         await started(registry)
         with pytest.raises(InvalidIdentity):
             await asyncio.to_thread(registry.threadsafe.end_identity, None)
 
     async def test_timeout(self, started: Started) -> None:
-        """A call that takes too long says so, and is given up."""
+        """A call that exceeds its timeout raises ``TimeoutError``, and is cancelled."""
         cancelled = asyncio.Event()
 
         class Slow(SessionWSRegistry):
@@ -107,7 +107,7 @@ class TestThreads:
             await cancelled.wait()
 
     async def test_an_order_is_not_given_up(self, aiohttp_client: AiohttpClient) -> None:
-        """An order is carried out, however long it takes until it is given."""
+        """An order is carried out even if its call has timed out."""
         gate = Turnstile()
 
         class Audited(SessionWSRegistry):
@@ -128,7 +128,7 @@ class TestThreads:
             assert await expect_close(ws) == 4401
 
     async def test_own_timeout(self, started: Started) -> None:
-        """A timeout inside of the call is its own."""
+        """A ``TimeoutError`` that a method raises is passed on as it is."""
 
         class Failing(SessionWSRegistry):
             async def count(self):  # type: ignore[no-untyped-def]
@@ -139,26 +139,26 @@ class TestThreads:
             await asyncio.to_thread(registry.threadsafe.count)
 
     async def test_in_the_loop(self, started: Started, registry: SessionWSRegistry) -> None:
-        """In the event loop itself it would wait for ever."""
+        """A call in the event loop itself raises ``WrongLoop``, since it would block for ever."""
         await started(registry)
         with pytest.raises(WrongLoop, match="await the registry's own"):
             registry.threadsafe.count()
 
     def test_not_started(self, registry: SessionWSRegistry) -> None:
-        """Without an application there is nothing to wait for."""
+        """A call before the registry is started raises ``NotSetUp``."""
         with pytest.raises(NotSetUp):
             registry.threadsafe.count()
 
     @pytest.mark.parametrize("name", CALLS)
     def test_like_its_twin(self, name: str) -> None:
-        """Each call has the arguments and the words of the method that it stands for."""
+        """Each method has the signature and the docstring of the registry's method."""
         twin = getattr(SessionWSRegistry, name)
 
         assert inspect.signature(getattr(ThreadSafe, name)) == inspect.signature(twin)
         assert getattr(ThreadSafe, name).__doc__ == twin.__doc__
 
     async def test_many(self, started: Started, registry: SessionWSRegistry) -> None:
-        """Threads may call at the same time."""
+        """Several threads may call at the same time."""
         await started(registry)
         threads = [
             threading.Thread(target=registry.threadsafe.end_session, args=(str(n),))

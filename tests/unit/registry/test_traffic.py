@@ -1,5 +1,5 @@
 """
-How much a session may send, and that what it sends keeps it alive.
+Rate limits of handshakes and messages, and sessions that messages keep alive.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TestRate:
         [(1, 1, 1.0), (5, 5, 0.2), (0.5, 1, 2.0), (2.5, 2, 0.4)],
     )
     def test_rate(self, per_second: float, at_once: int, pause: float) -> None:
-        """So many at once, then evenly; those that were refused don't count."""
+        """A rate allows a burst, then an even flow, for each key; refusals don't count."""
         now = [1000.0]
         rate = Rate(per_second, lambda: now[0])
         assert [rate.allows("a") for _ in range(at_once + 2)] == [True] * at_once + [False] * 2
@@ -63,7 +63,7 @@ class TestHandshakes:
         return SessionWSRegistry(limits=Limits(handshakes_per_second=2), timeouts=QUICK)
 
     async def connect(self, client: Client, cookie: str) -> int:
-        """Connect once, and leave; return the status."""
+        """Connect and disconnect; return the status of the handshake."""
         try:
             async with client.ws_connect("/ws", headers={"Cookie": cookie}):
                 return 101
@@ -90,7 +90,7 @@ class TestHandshakes:
     async def test_stream(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """So does one that opens streams."""
+        """A session that opens streams too often gets 429."""
 
         async def events(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
@@ -116,7 +116,7 @@ class TestMessages:
     async def test_too_many(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The socket that brings one too many is closed, and that one is not delivered."""
+        """The socket that exceeds the limit is closed; the message in excess isn't delivered."""
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws") as ws:
             await ws.receive(timeout=PATIENCE)
@@ -132,7 +132,7 @@ class TestMessages:
     async def test_over_all_sockets(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """All sockets of a session count together; only the one too many is closed."""
+        """All sockets of a session share a limit; only the one that exceeds it is closed."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/login")
         async with client.ws_connect("/ws") as one, client.ws_connect("/ws") as other:
@@ -150,7 +150,7 @@ class TestMessages:
     async def test_stubborn_handler(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A handler that goes on is cancelled, as after any order."""
+        """A handler that doesn't end after its socket is closed for the limit is cancelled."""
         cancelled = asyncio.Event()
 
         @websocket_handler
@@ -174,7 +174,7 @@ class TestMessages:
                 await cancelled.wait()
 
     async def test_not_metered(self, aiohttp_client: AiohttpClient) -> None:
-        """Without a limit nothing is counted."""
+        """Without a limit messages are not metered."""
         registry = SessionWSRegistry(timeouts=QUICK)
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws") as ws:
@@ -184,7 +184,7 @@ class TestMessages:
             assert not isinstance(connection.ws, MeteredWebSocket)
 
     async def test_gone(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """A socket that is gone has let go of its connection."""
+        """The message callback of a socket is replaced when its connection closes."""
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws") as ws:
             await ws.receive(timeout=PATIENCE)
@@ -196,12 +196,12 @@ class TestMessages:
 
 
 class Log(SimpleCookieStorage):
-    """A storage that notes what it saves."""
+    """A storage that counts its saves."""
 
     saved = 0
 
     async def save_session(self, *args: Any) -> None:
-        """Save."""
+        """Count the call, and save."""
         self.saved += 1
         await super().save_session(*args)
 
@@ -220,25 +220,25 @@ class TestKeepAlive:
     async def client(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, redis: Redis
     ) -> Client:
-        """Somebody whose session is kept on the server, and was used a while ago."""
+        """A client whose session is kept in Redis."""
         client = await aiohttp_client(make_app(registry, RedisStorage(redis, max_age=3600)))
         await client.get("/login")
         return client
 
     async def age(self, client: Client, redis: Redis) -> str:
-        """Let the session's time be nearly over; return its key."""
+        """Shorten the session's time in Redis to 100 seconds; return its key."""
         key = cookie_of(client).replace("=", "_")
         await redis.expire(key, 100)
         return key
 
     async def say(self, ws: Any, registry: SessionWSRegistry) -> None:
-        """Say something, and wait until it has done what it does."""
+        """Send a message, and wait until its effects are complete."""
         await ws.send_str("x")
         assert (await ws.receive(timeout=PATIENCE)).type is WSMsgType.TEXT
         await quiet(registry)
 
     async def test_kept(self, client: Client, registry: SessionWSRegistry, redis: Redis) -> None:
-        """A message lets the time of the session begin anew, once in a while."""
+        """A message restarts the session's time in the storage, but not every message does."""
         async with client.ws_connect("/ws") as ws:
             await ws.receive(timeout=PATIENCE)
             key = await self.age(client, redis)
@@ -254,7 +254,7 @@ class TestKeepAlive:
     async def test_ended_wins(
         self, client: Client, registry: SessionWSRegistry, redis: Redis, monkeypatch: Any
     ) -> None:
-        """A log-out while it is saved is not undone: nothing is left in the storage."""
+        """A log-out during the save is not undone: no user is left in the storage."""
         save = RedisStorage.save_session
         async with client.ws_connect("/ws") as ws:
             await ws.receive(timeout=PATIENCE)
@@ -280,8 +280,8 @@ class TestKeepAlive:
     async def test_renewed_meanwhile(
         self, client: Client, registry: SessionWSRegistry, monkeypatch: Any, before: bool
     ) -> None:
-        """A renewal while it is saved logs nobody out, though it may be saved over."""
-        if before:  # it has a record already
+        """A renewal during the save logs nobody out, even if the save overwrites it."""
+        if before:  # the session has a record already
             await client.get("/renew")
         save, gate = RedisStorage.save_session, Turnstile()
         async with client.ws_connect("/ws") as ws:
@@ -314,7 +314,7 @@ class TestKeepAlive:
         redis: Redis,
         monkeypatch: Any,
     ) -> None:
-        """A log-in under the same key, which ends the older session, isn't undone by that end."""
+        """A log-in under the same key, which ends the older session, survives that end."""
 
         async def log_in_anew(request: web.Request) -> web.Response:
             session = await aiohttp_session.get_session(request)
@@ -350,7 +350,7 @@ class TestKeepAlive:
         assert (await (await client.get("/whoami")).json())["user"] == "bob"
 
     async def test_gone(self, client: Client, registry: SessionWSRegistry, redis: Redis) -> None:
-        """What is gone from the storage isn't brought back."""
+        """A session that was deleted from the storage isn't saved again."""
         async with client.ws_connect("/ws") as ws:
             await ws.receive(timeout=PATIENCE)
             key = await self.age(client, redis)
@@ -362,7 +362,7 @@ class TestKeepAlive:
     async def test_in_cookie(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A session in a cookie can't be kept so, and isn't saved."""
+        """A session in a cookie can't be kept alive by messages, and isn't saved."""
         storage = Log()
         client = await aiohttp_client(make_app(registry, storage))
         await client.get("/login")
@@ -380,7 +380,7 @@ class TestKeepAlive:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A storage that fails is logged, without what it says."""
+        """An error of the storage is logged without its message."""
 
         async def fail(*args: object) -> None:
             raise OSError("secret")
@@ -394,7 +394,7 @@ class TestKeepAlive:
         assert "secret" not in caplog.text
 
     async def test_off(self, aiohttp_client: AiohttpClient, redis: Redis) -> None:
-        """By default a message keeps nothing."""
+        """By default a message doesn't restart the session's time."""
         registry = SessionWSRegistry(timeouts=QUICK)
         storage: AbstractStorage = RedisStorage(redis, max_age=3600)
         client = await aiohttp_client(make_app(registry, storage))

@@ -1,5 +1,5 @@
 """
-Sockets end in time: when their session is over, gone, or somebody else's.
+Revalidation closes sockets whose session is over, gone, or another identity's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .scene import (
 
 class TestRevalidation:
     async def test_nothing_happened(self, start: Start, storage: AbstractStorage) -> None:
-        """Every five minutes, give or take one, a session is found alive and stays."""
+        """A living session is checked every five minutes, give or take one; its sockets stay."""
         scene = await start(storage)
         ws = await scene.connect()
         dues = []
@@ -51,7 +51,7 @@ class TestRevalidation:
         assert 0.8 * EVERY <= min(dues) < max(dues) <= 1.2 * EVERY
 
     async def test_deleted(self, start: Start, redis_storage: RedisStorage, redis: Redis) -> None:
-        """A session that is gone from its storage takes its sockets along."""
+        """The sockets of a session that was deleted from its storage are closed."""
         scene = await start(redis_storage)
         sockets = [await scene.connect() for _ in range(2)]
         await scene.edit(redis, None)
@@ -61,7 +61,7 @@ class TestRevalidation:
         assert records(scene.registry) == 0
 
     async def test_off(self, start: Start, redis_storage: RedisStorage, redis: Redis) -> None:
-        """Without revalidation nobody looks before the session's time is over."""
+        """Without revalidation sockets of a deleted session stay until its time is over."""
         scene = await start(redis_storage, revalidate_every=None)
         ws = await scene.connect()
         await scene.edit(redis, None)
@@ -76,7 +76,7 @@ class TestRevalidation:
     async def test_ended_elsewhere(
         self, aiohttp_client: AiohttpClient, start: Start, redis_storage: RedisStorage, path: str
     ) -> None:
-        """What another process did to a session is seen, though it has told nobody."""
+        """Sockets are closed when another process has ended or renewed their session silently."""
         scene = await start(redis_storage)
         ws = await scene.connect()
         other = await aiohttp_client(make_app(None, redis_storage))
@@ -88,7 +88,7 @@ class TestRevalidation:
     async def test_another_log_in(
         self, start: Start, redis_storage: RedisStorage, redis: Redis
     ) -> None:
-        """Another id under the same key is another session."""
+        """Sockets are closed when the storage has a session with another id under their key."""
         scene = await start(redis_storage)
         ws = await scene.connect()
         await scene.edit(redis, {scene.registry.session_key: "another"})
@@ -97,7 +97,7 @@ class TestRevalidation:
         assert await closed(ws) == ENDED
 
     async def test_moved(self, start: Start, redis_storage: RedisStorage, redis: Redis) -> None:
-        """A renewal whose order still waits for its answer lets the sockets come back."""
+        """A check before a renewal's response has been sent closes with ``reconnect``."""
         scene = await start(redis_storage)
         ws = await scene.connect()
         (connection,) = scene.connections
@@ -111,7 +111,7 @@ class TestRevalidation:
     async def test_registered_by_hand(
         self, start: Start, redis_storage: RedisStorage, redis: Redis
     ) -> None:
-        """What belongs to a session ends with it, but no identity is asked of it."""
+        """A socket registered by hand ends with its session, and not for lack of an identity."""
         calls = []
 
         class Thing:
@@ -135,9 +135,9 @@ class TestRevalidation:
 
 class TestIdentity:
     async def test_changed(self, start: Start, redis_storage: RedisStorage, redis: Redis) -> None:
-        """A session that belongs to somebody else now keeps the sockets of that one only.
+        """Sockets of a session's former identity are closed; those of its new identity stay.
 
-        The others may come back: the session lives.
+        The closed ones may reconnect: the session lives.
         """
 
         async def identify(request: web.Request) -> object:
@@ -157,7 +157,7 @@ class TestIdentity:
 
     @in_cookie
     async def test_changed_in_a_database(self, start: Start, storage: AbstractStorage) -> None:
-        """identify() may ask anybody."""
+        """A new result of ``identify`` closes a socket, even if its session is in a cookie."""
         users = ["ann"]
         scene = await start(storage, identify=lambda request: users[-1])
         ws = await scene.connect()
@@ -172,7 +172,7 @@ class TestIdentity:
     async def test_of_nobody(
         self, start: Start, redis_storage: RedisStorage, redis: Redis
     ) -> None:
-        """It isn't asked for once the session is gone."""
+        """A check doesn't call ``identify`` for a session that is gone."""
         asked = []
 
         async def identify(request: web.Request) -> object:
@@ -189,7 +189,7 @@ class TestIdentity:
         assert asked == []
 
     async def test_in_no_request(self, start: Start) -> None:
-        """A check runs in a context of its own, with a request of its own."""
+        """A check calls ``identify`` with a cloned request, and without a current request."""
         seen = []
 
         def identify(request: web.Request) -> str:
@@ -210,7 +210,7 @@ class TestIdentity:
     async def test_the_session_is_left_alone(
         self, start: Start, redis_storage: RedisStorage
     ) -> None:
-        """The handler keeps the session that it has loaded."""
+        """A check doesn't replace the session that the handler has loaded."""
         scene = await start(redis_storage)
         await scene.connect()
         (connection,) = scene.connections
@@ -223,7 +223,7 @@ class TestIdentity:
 
 class TestMinted:
     async def test_stays(self, start: Start, storage: AbstractStorage) -> None:
-        """A session that came to be on the handshake is found by the cookie it was given."""
+        """A session that the handshake created is found by the cookie that the handshake set."""
         scene = await start(storage, log_in=False)
         ws = await scene.connect()
         await scene.wait(1.2 * EVERY)
@@ -236,7 +236,7 @@ class TestMinted:
         assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
 
     async def test_never_checked(self, start: Start, storage: AbstractStorage) -> None:
-        """The first check may show where it was kept."""
+        """A session that the handshake created ends in time, also if it was never checked."""
         scene = await start(storage, log_in=False, revalidate_every=None)
         ws = await scene.connect()
         await scene.wait(MAX_AGE + 1)
@@ -244,7 +244,7 @@ class TestMinted:
         assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
 
     async def test_not_checked_early(self, start: Start) -> None:
-        """It is as new as it looks."""
+        """A session that the handshake created is first checked after a full interval."""
         scene = await start(SimpleCookieStorage(max_age=MAX_AGE), log_in=False)
         await scene.connect()
 
@@ -259,7 +259,7 @@ class TestMinted:
         looks: int,
         expected: tuple[int, str],
     ) -> None:
-        """Whether it is kept on the server is known when it has been loaded from there."""
+        """A deleted session closes with 4401 only if a check has loaded it from the server."""
         scene = await start(redis_storage, log_in=False)
         ws = await scene.connect()
         for _ in range(looks):
@@ -270,7 +270,7 @@ class TestMinted:
         assert await closed(ws) == expected
 
     async def test_beside_other_cookies(self, start: Start, storage: AbstractStorage) -> None:
-        """What else the client has sent is kept, an old cookie and odd bytes too."""
+        """A check sends the client's other cookies and headers, even beside odd bytes."""
         seen = []
 
         def identify(request: web.Request) -> None:

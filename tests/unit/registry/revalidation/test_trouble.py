@@ -1,5 +1,5 @@
 """
-Looking when the storage fails, is slow, or is asked by thousands at once.
+Revalidation while the storage fails or is slow, and bounds on concurrent checks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .scene import (
 
 
 def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Return what we have logged."""
+    """Return the package's own log records."""
     return [record for record in caplog.records if record.name == "aiohttp_session_ws"]
 
 
@@ -46,7 +46,7 @@ class TestTrouble:
     async def test_away_and_back(
         self, start: Start, storage: AbstractStorage, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Sockets stay as long as the storage is away; the log says so, once for all."""
+        """Sockets stay while the storage fails; the failure and its end are logged once each."""
         caplog.set_level(logging.INFO, "aiohttp_session_ws")
         faulty = Faulty(storage)
         scene = await start(faulty)
@@ -73,7 +73,7 @@ class TestTrouble:
             assert 0.8 * min(60, 2**n) <= first <= last <= 1.2 * min(60, 2**n)
 
     async def test_ended_meanwhile(self, start: Start, redis_storage: RedisStorage) -> None:
-        """The sockets of a session that is over are closed when the storage is back."""
+        """Sockets of a session that expired in an outage are closed when the storage is back."""
         faulty = Faulty(redis_storage)
         scene = await start(faulty)
         ws = await scene.connect()
@@ -89,7 +89,7 @@ class TestTrouble:
     async def test_one_broken_session(
         self, start: Start, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is told of once, not each time that others can be checked."""
+        """A session that can't be loaded is logged once, even if others are checked meanwhile."""
         caplog.set_level(logging.INFO, "aiohttp_session_ws")
         faulty = Faulty(SimpleCookieStorage())
         scene = await start(faulty)
@@ -106,7 +106,7 @@ class TestTrouble:
     async def test_one_broken_session_that_goes(
         self, start: Start, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """When it is gone and others could be checked, the trouble is over."""
+        """The outage is over once the failed session is gone and another has been checked."""
         caplog.set_level(logging.INFO, "aiohttp_session_ws")
         faulty = Faulty(SimpleCookieStorage())
         scene = await start(faulty)
@@ -124,7 +124,7 @@ class TestTrouble:
     async def test_frozen(
         self, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A storage that doesn't answer is not waited for longer than the limit."""
+        """A check that gets no answer from the storage is given up after the limit."""
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated)
         ws = await scene.connect()
@@ -141,7 +141,7 @@ class TestTrouble:
         "error", [web.HTTPBadGateway(), asyncio.CancelledError(), LookupError("no such user")]
     )
     async def test_identify_fails(self, start: Start, error: BaseException) -> None:
-        """Whatever it raises is no answer."""
+        """A check whose ``identify`` fails keeps the socket open, and is retried soon."""
         errors: list[BaseException] = []
 
         async def identify(request: web.Request) -> str:
@@ -163,7 +163,7 @@ class TestTrouble:
 
     @pytest.mark.parametrize("error", [web.HTTPForbidden(), web.HTTPUnauthorized()])
     async def test_identify_refuses(self, start: Start, error: web.HTTPException) -> None:
-        """One that refuses has answered: the session is nobody's."""
+        """A check whose ``identify`` raises 401 or 403 closes the socket: no identity is left."""
         errors: list[web.HTTPException] = []
 
         async def identify(request: web.Request) -> str:
@@ -179,7 +179,7 @@ class TestTrouble:
         assert await closed(ws) == RECONNECT
 
     async def test_ended_by_a_lost_order(self, start: Start) -> None:
-        """A check sees that the lineage has ended, whatever became of the order to close."""
+        """A check closes sockets of an ended lineage even if the order to close them was lost."""
         scene = await start(SimpleCookieStorage())
         ws = await scene.connect()
         (connection,) = scene.connections
@@ -191,7 +191,7 @@ class TestTrouble:
         assert await closed(ws) == ENDED
 
     async def test_max_lifetime(self, start: Start) -> None:
-        """It ends even those that wait for their turn with a frozen storage."""
+        """``max_lifetime`` closes sockets even while their checks wait for a frozen storage."""
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated, max_lifetime=1000.0)
         ws = await scene.connect()
@@ -209,7 +209,7 @@ class TestTrouble:
 
 class TestChecks:
     async def test_once_per_session(self, start: Start, storage: AbstractStorage) -> None:
-        """Sockets of one session are checked together, however they came."""
+        """Sockets of one session share their checks, even if they were opened apart."""
         faulty = Faulty(storage)
         scene = await start(faulty)
         for _ in range(5):
@@ -223,7 +223,7 @@ class TestChecks:
             assert faulty.loads == before + n
 
     async def test_so_many_at_once(self, start: Start) -> None:
-        """Checks are bounded in number; the others wait for the next second."""
+        """At most ``CHECKS`` checks run at once; the others wait for a later tick."""
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated)
         for n in range(CHECKS + 8):
@@ -243,7 +243,7 @@ class TestChecks:
         assert min(scene.dues) > 0
 
     async def test_closed_meanwhile(self, start: Start, redis_storage: RedisStorage) -> None:
-        """A socket that goes while it is checked leaves nothing behind."""
+        """A socket that closes during its check leaves no check behind."""
         gated = GatedStorage(redis_storage)
         scene = await start(gated)
         ws = await scene.connect()
@@ -258,7 +258,7 @@ class TestChecks:
     async def test_opened_meanwhile(
         self, start: Start, redis_storage: RedisStorage, redis: Redis
     ) -> None:
-        """A socket is not closed for what was seen before it came."""
+        """A socket is not closed for the result of a check that began before it was opened."""
         gated = GatedStorage(redis_storage)
         scene = await start(gated)
         old = await scene.connect()
@@ -282,7 +282,7 @@ class TestChecks:
     async def test_the_application_ends(
         self, start: Start, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nothing is left of checks, timers and deadlines, and nothing is said."""
+        """A shutdown during a check leaves no check and no timer, and logs nothing."""
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated)
         await scene.connect()
@@ -298,7 +298,7 @@ class TestChecks:
     async def test_the_application_begins_anew(
         self, aiohttp_client: AiohttpClient, start: Start
     ) -> None:
-        """A registry that has been stopped watches again in the next application."""
+        """A registry that was stopped closes expired sockets in its next application, too."""
         scene = await start(SimpleCookieStorage(max_age=MAX_AGE))
         await scene.connect()
         await scene.client.server.close()
