@@ -1,5 +1,5 @@
 """
-Conversations to serve, and what they leave behind.
+An app that serves a handler, and helpers that record how the handler ended.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ def serving(talk: Talk, registry: SessionWSRegistry | None = None, **options: An
 
 
 def is_quiet(caplog: pytest.LogCaptureFixture) -> bool:
-    """Tell whether nothing was logged that somebody should look at."""
+    """Return whether nothing was logged at the level of a warning or above."""
     return not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 class Ended:
-    """What a handler found at the end of its conversation."""
+    """The close codes and reasons that a handler received."""
 
     def __init__(self) -> None:
         self.found: asyncio.Queue[Any] = asyncio.Queue()
 
     def note(self, error: WebSocketDisconnect) -> None:
-        """Keep the error."""
+        """Record the code and the reason of a disconnect."""
         self.found.put_nowait((error.code, error.reason))
 
     async def __call__(self) -> Any:
-        """Wait for what was found."""
+        """Wait for the next code and reason, and return them."""
         return await asyncio.wait_for(self.found.get(), PATIENCE)
 
 

@@ -1,5 +1,5 @@
 """
-How a conversation ends, whoever ends it.
+The end of a websocket's conversation: by its client, an order, its handler or an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TALKS: list[Talk] = [send_only, receive_only, both, neither]
 
 @pytest.mark.parametrize("talk", TALKS)
 class TestDisconnect:
-    """Whatever a handler does, it learns of the end and of its reason."""
+    """Whatever a handler does, it gets the end of its socket with its code and reason."""
 
     def app(self, talk: Talk, ended: Ended, registry: SessionWSRegistry | None = None) -> Any:
         async def handler(ws: WebSocket) -> None:
@@ -63,7 +63,7 @@ class TestDisconnect:
     async def test_by_the_client(
         self, aiohttp_client: AiohttpClient, talk: Talk, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A polite close comes with its code and reason, and is no error when let through."""
+        """A client's close reaches the handler with its code and reason, and logs no error."""
         ended = Ended()
         registry = SessionWSRegistry()
         client = await aiohttp_client(self.app(talk, ended, registry))
@@ -79,7 +79,7 @@ class TestDisconnect:
     async def test_by_a_client_that_gives_no_code(
         self, aiohttp_client: AiohttpClient, talk: Talk
     ) -> None:
-        """The code is 1005."""
+        """A close frame without a code is reported to the handler as 1005."""
         ended = Ended()
         client = await aiohttp_client(self.app(talk, ended))
         peer = await RawPeer.open(client.make_url("/talk"))
@@ -91,7 +91,7 @@ class TestDisconnect:
     async def test_by_a_client_that_vanishes(
         self, aiohttp_client: AiohttpClient, talk: Talk, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The code is 1006."""
+        """A lost connection is reported to the handler as 1006, and logs no error."""
         ended = Ended()
         client = await aiohttp_client(self.app(talk, ended))
         peer = await RawPeer.open(client.make_url("/talk"))
@@ -104,7 +104,7 @@ class TestDisconnect:
     async def test_by_an_order(
         self, aiohttp_client: AiohttpClient, talk: Talk, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The code and the reason are those of the order."""
+        """An order's code and reason are reported to the handler."""
         ended = Ended()
         registry = SessionWSRegistry(timeouts=PATIENT)
         client = await aiohttp_client(self.app(talk, ended, registry))
@@ -120,7 +120,7 @@ class TestDisconnect:
         assert is_quiet(caplog)
 
     async def test_by_itself(self, aiohttp_client: AiohttpClient, talk: Talk) -> None:
-        """Another task of the handler may close it."""
+        """A close by another task is reported to the handler with its code and reason."""
         ended = Ended()
         sockets: list[WebSocket] = []
 
@@ -170,7 +170,7 @@ class TestWaysToEnd:
     async def end(
         self, aiohttp_client: AiohttpClient, talk: Talk, caplog: pytest.LogCaptureFixture
     ) -> tuple[int, int]:
-        """Return the code that *talk* ends with, and how many lines were logged."""
+        """Return the close code after *talk*, and how many warnings were logged."""
 
         async def handler(ws: WebSocket) -> web.StreamResponse | None:
             await ws.connect()
@@ -185,7 +185,7 @@ class TestWaysToEnd:
     async def test_return(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is closed when its handler returns, whatever that returns."""
+        """A socket closes with 1000 when its handler returns, whatever the handler returns."""
 
         async def talk(ws: WebSocket) -> web.StreamResponse | None:
             return web.Response(status=418)
@@ -195,7 +195,7 @@ class TestWaysToEnd:
     async def test_crash(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It closes with 1011 and is logged once."""
+        """A handler that crashes closes with 1011, and is logged once."""
 
         async def talk(ws: WebSocket) -> None:
             raise LookupError("a bug")
@@ -206,7 +206,7 @@ class TestWaysToEnd:
     async def test_http_exception(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An open socket takes no HTTP: it becomes a close code."""
+        """An HTTP exception in an open socket becomes a close code."""
 
         async def talk(ws: WebSocket) -> None:
             raise web.HTTPForbidden
@@ -216,7 +216,7 @@ class TestWaysToEnd:
     async def test_protocol_error(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is the client's fault, which is told as much of it as a close frame takes."""
+        """A ``WebSocketProtocolError`` with a message too long for a frame closes with 1002."""
 
         async def talk(ws: WebSocket) -> None:
             raise WebSocketProtocolError("é" * 100)
@@ -227,7 +227,7 @@ class TestWaysToEnd:
     async def test_close(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture, code: Any
     ) -> None:
-        """A handler may close with any code there is, and go on; twice does no harm."""
+        """A handler may close with any valid code and continue; a second close has no effect."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.close(code)
@@ -242,7 +242,7 @@ class TestWaysToEnd:
     async def test_a_code_that_no_frame_can_carry(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is refused before anything happens."""
+        """A code that no close frame can carry is refused, and the socket stays connected."""
 
         async def talk(ws: WebSocket) -> None:
             for code in (1005, 1006, 2000, 5000):
@@ -255,7 +255,7 @@ class TestWaysToEnd:
     async def test_a_group_of_tasks(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Two tasks that let the same disconnect through are no error either."""
+        """A disconnect that two tasks of a group raise is not logged as an error."""
         registry = SessionWSRegistry()
 
         async def talk(ws: WebSocket) -> None:
@@ -283,7 +283,7 @@ class TestWaysToEnd:
     async def test_the_disconnect_of_another(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A handler that stumbles over somebody else's closed socket has crashed."""
+        """A handler that raises the disconnect of another socket has crashed."""
         sockets: list[WebSocket] = []
 
         async def talk(ws: WebSocket) -> None:
@@ -304,7 +304,7 @@ class TestWaysToEnd:
         assert caplog.text.count("WebSocketDisconnect: 1000") == 1
 
     async def test_used_afterwards(self, aiohttp_client: AiohttpClient) -> None:
-        """Once its handler has returned it is closed for everybody who still has it."""
+        """A socket whose handler has returned is closed for every task that still uses it."""
         sockets: list[WebSocket] = []
 
         async def talk(ws: WebSocket) -> None:
@@ -327,7 +327,7 @@ class TestWaysToEnd:
         await talked.close()
 
     async def test_a_message_that_is_too_long(self, aiohttp_client: AiohttpClient) -> None:
-        """What aiohttp refuses to read ends the conversation with its code."""
+        """A message over aiohttp's size limit ends the conversation with aiohttp's code."""
         ended = Ended()
 
         async def talk(ws: WebSocket) -> None:

@@ -1,5 +1,5 @@
 """
-Reading ahead: what is read while nobody receives, and how much.
+Reading ahead: what is read while the handler isn't receiving, and how much.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def masked(opcode: int, payload: bytes) -> bytes:
 
 
 def is_reading(ws: WebSocket) -> bool:
-    """Tell whether somebody reads in the handler's place."""
+    """Return whether a task is reading ahead for the handler."""
     task = reading(ws)
     return task is not None and not task.done()
 
 
 def has_read(ws: WebSocket) -> bool:
-    """Tell whether somebody has read in the handler's place, as much as is allowed."""
+    """Return whether a task has read ahead for the handler, up to the limit."""
     task = reading(ws)
     return task is not None and task.done()
 
 
 class TestReading:
     async def test_what_came_before_the_close(self, aiohttp_client: AiohttpClient) -> None:
-        """It is delivered first, though the close is known; but no more is sent."""
+        """Messages that came before the client's close are still delivered; sending fails."""
         heard: asyncio.Queue[list[str | bytes]] = asyncio.Queue()
 
         async def talk(ws: WebSocket) -> None:
@@ -63,7 +63,7 @@ class TestReading:
         assert await heard.get() == list("012345678")
 
     async def test_what_came_before_an_order(self, aiohttp_client: AiohttpClient) -> None:
-        """It is not: the session has ended."""
+        """Messages that came before an order are not delivered: the session has ended."""
         heard: asyncio.Queue[list[str | bytes]] = asyncio.Queue()
         registry = SessionWSRegistry(timeouts=PATIENT)
         sockets: list[WebSocket] = []
@@ -83,7 +83,7 @@ class TestReading:
         assert await heard.get() == []
 
     async def test_two_at_a_time(self, aiohttp_client: AiohttpClient) -> None:
-        """The second task that wants to receive is told so; the first is not disturbed."""
+        """A second task that tries to receive gets an error; the first is not disturbed."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
@@ -105,7 +105,7 @@ class TestReading:
     async def test_a_handler_that_is_slow_now_and_then(
         self, aiohttp_client: AiohttpClient
     ) -> None:
-        """Whoever reads, all comes in order and once, and nobody reads any more at the end."""
+        """Messages come once and in order, read ahead or not; no reading task remains."""
         registry = SessionWSRegistry(timeouts=PATIENT)
         sockets: list[WebSocket] = []
 
@@ -114,7 +114,7 @@ class TestReading:
             sockets.append(ws)
             for number in range(300):
                 if number % 30 == 0:
-                    await until(lambda: read_ahead(ws))  # it is read ahead
+                    await until(lambda: read_ahead(ws))  # messages are read ahead
                 await ws.send(await ws.receive())
 
         client = await aiohttp_client(serving(talk, registry))
@@ -131,7 +131,7 @@ class TestReading:
         assert not is_reading(sockets[0])
 
     async def test_the_last_word(self, aiohttp_client: AiohttpClient) -> None:
-        """Who has read ahead leaves the client's answer to the close to who waits for it."""
+        """Reading ahead leaves the client's close frame to the closing handshake."""
         registry = SessionWSRegistry(timeouts=PATIENT)
 
         async def talk(ws: WebSocket) -> None:
@@ -153,7 +153,7 @@ class TestReading:
         peer.close()
 
     async def test_a_receive_that_is_cancelled(self, aiohttp_client: AiohttpClient) -> None:
-        """It loses no message, whoever was reading."""
+        """A cancelled receive loses no message, read ahead or not."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
@@ -177,7 +177,7 @@ class TestReading:
                 assert await ws.receive_str() == text
 
     async def test_pings_are_answered(self, aiohttp_client: AiohttpClient) -> None:
-        """A client may ask a busy handler whether it is there."""
+        """A ping is answered while the handler is busy."""
         done = asyncio.Event()
 
         async def talk(ws: WebSocket) -> None:
@@ -195,7 +195,7 @@ class TestReading:
     async def test_a_receive_timeout(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Aiohttp's option is for a handler that waits, not for who reads in its place."""
+        """``receive_timeout`` applies to a handler that receives, and not to reading ahead."""
         busy = 0
 
         async def talk(ws: WebSocket) -> None:
@@ -226,7 +226,7 @@ class TestReading:
     async def test_a_receive_timeout_of_one_who_only_sends(
         self, aiohttp_client: AiohttpClient
     ) -> None:
-        """Nor does it end the reading: the client's close is seen, however late it comes."""
+        """``receive_timeout`` doesn't end reading ahead: even a late close is detected."""
         ended = Ended()
 
         async def talk(ws: WebSocket) -> None:
@@ -250,7 +250,7 @@ class TestReading:
         assert await ended() == (4000, "enough")
 
     async def test_pings_for_the_handler(self, aiohttp_client: AiohttpClient) -> None:
-        """Without ``autoping`` they are not taken for messages."""
+        """Without ``autoping``, pings are not delivered as messages."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
@@ -273,7 +273,7 @@ class TestFlood:
     SIZE = 60_000
 
     async def test_is_held_up(self, aiohttp_client: AiohttpClient) -> None:
-        """It can send no more, nothing is lost, and its connection lives on."""
+        """A flooding client is held up, loses no message, and isn't closed for missing pongs."""
         registry = SessionWSRegistry(timeouts=PATIENT)
         go, held = asyncio.Event(), asyncio.Event()
         messages = 400
@@ -298,7 +298,7 @@ class TestFlood:
         flood = masked(2, bytes(self.SIZE)) * messages
         flooding = asyncio.ensure_future(peer.send(flood))
         await held.wait()
-        # It is pinged all the same; before, the first ping without an answer was the end.
+        # Pings are sent nonetheless; one without an answer doesn't end a client that is held up.
         for _ in range(4):
             assert await peer.frame() == (9, b"")
         assert not flooding.done()
@@ -313,7 +313,7 @@ class TestFlood:
         peer.close()
 
     async def test_many_small_messages(self, aiohttp_client: AiohttpClient) -> None:
-        """Their number is bounded too."""
+        """The number of messages read ahead is bounded, too."""
         client = await aiohttp_client(serving(self.busy))
         peer = await RawPeer.open(client.make_url("/talk"))
         await peer.send(b"\x81\x80\0\0\0\0" * 10 * AHEAD_MESSAGES)
@@ -330,7 +330,7 @@ class TestFlood:
         await ws.send(f"all were {'empty' if found == {''} else found}")
 
     async def test_a_dead_peer(self, aiohttp_client: AiohttpClient) -> None:
-        """One that is silent, not held up, is found dead as before."""
+        """A silent peer that isn't held up is closed with 1006 by the heartbeat."""
         ended = Ended()
 
         async def talk(ws: WebSocket) -> None:

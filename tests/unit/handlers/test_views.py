@@ -1,5 +1,5 @@
 """
-Function handlers, class-based views and hooks; and that all of it ends with the session.
+Function handlers, class-based views and hooks, all of which end with the session.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class EchoView(WebSocketView):
 
 
 async def plain_echo(request: web.Request) -> web.WebSocketResponse:
-    """Echo, by the core alone."""
+    """Echo, with ``session_ws`` alone."""
     async with session_ws(request) as ws:
         async for message in ws:
             await ws.send_str(message.data)
@@ -123,7 +123,7 @@ def all_kinds(registry: SessionWSRegistry) -> web.Application:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Return what somebody should look at."""
+    """Return the log records at the level of a warning or above."""
     return [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -132,7 +132,7 @@ class TestEveryKind:
     async def test_echoes(
         self, aiohttp_client: AiohttpClient, path: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It talks, and is gone without a trace when its client leaves."""
+        """Each kind of handler echoes, and leaves nothing behind when its client disconnects."""
         registry = SessionWSRegistry()
         client = await aiohttp_client(all_kinds(registry))
         async with client.ws_connect(path) as ws:
@@ -144,7 +144,7 @@ class TestEveryKind:
         assert not warnings(caplog)
 
     async def test_one_log_out(self, aiohttp_client: AiohttpClient) -> None:
-        """It ends a session that holds one of each, and nobody else's."""
+        """A log-out ends all kinds of handlers of its session, and those of no other session."""
         registry = SessionWSRegistry(timeouts=PATIENT)
         client = await aiohttp_client(all_kinds(registry))
         other = await aiohttp_client(client.server)
@@ -163,7 +163,7 @@ class TestEveryKind:
 
     @pytest.mark.parametrize("path", KINDS)
     async def test_limits_hold(self, aiohttp_client: AiohttpClient, path: str) -> None:
-        """One too many makes the oldest go."""
+        """A connection over the limit closes the oldest one."""
         registry = SessionWSRegistry(limits=Limits(per_session=1))
         client = await aiohttp_client(all_kinds(registry))
         await client.get("/login")
@@ -175,7 +175,7 @@ class TestEveryKind:
 
     @pytest.mark.parametrize("path", KINDS)
     async def test_foreign_pages(self, aiohttp_client: AiohttpClient, path: str) -> None:
-        """The page of another origin gets 403."""
+        """A handshake by a page of another origin gets 403."""
         client = await aiohttp_client(all_kinds(SessionWSRegistry()))
         with pytest.raises(WSServerHandshakeError) as refused:
             await client.ws_connect(path, origin="https://evil.example")
@@ -184,14 +184,14 @@ class TestEveryKind:
 
     @pytest.mark.parametrize("path", KINDS)
     async def test_a_plain_get(self, aiohttp_client: AiohttpClient, path: str) -> None:
-        """It gets 400."""
+        """A plain GET gets 400."""
         client = await aiohttp_client(all_kinds(SessionWSRegistry()))
         async with client.get(path) as response:
             assert response.status == 400
 
     @pytest.mark.parametrize("path", KINDS)
     async def test_signals_and_contexts(self, aiohttp_client: AiohttpClient, path: str) -> None:
-        """What a receiver sets when a socket opens is seen until it is closed."""
+        """A context variable set by an ``on_open`` receiver is kept until ``on_close``."""
         name: ContextVar[str] = ContextVar("name", default="nobody")
         registry = SessionWSRegistry()
         events: list[str] = []
@@ -210,7 +210,7 @@ class TestEveryKind:
         async def closing(details: CloseDetails) -> None:
             events.append(f"{details.code} {name.get()}")
 
-        # What the handler sees, in a hook that runs after all kinds but one.
+        # Records what the handler sees, in a hook that runs after all kinds but one.
         async def seen(ws: WebSocket) -> None:
             events.append(f"handler {name.get()}")
 
@@ -228,12 +228,12 @@ class TestEveryKind:
 
 class TestFunctions:
     async def test_keep_their_names(self) -> None:
-        """The handler is known by the name of its function."""
+        """A decorated handler keeps the name and the docstring of its function."""
         assert echo.__name__ == "echo"
         assert echo.__doc__ == "Echo, as a function."
 
     async def test_options(self, aiohttp_client: AiohttpClient) -> None:
-        """They are those of aiohttp's response."""
+        """The options of ``websocket_handler`` are passed to aiohttp's response."""
 
         @websocket_handler(max_msg_size=100, protocols=("chat",))
         async def handler(ws: WebSocket) -> None:
@@ -250,13 +250,13 @@ class TestFunctions:
 
 
 class Tape(WebSocketView):
-    """A view that records its callbacks, and does what it is told."""
+    """A view that records its callbacks, and acts as a message or the query says."""
 
     options: ClassVar[WebSocketOptions] = {"max_msg_size": 100}
     calls: list[Any]
 
     async def on_open(self) -> None:
-        """Crash, if the path says so."""
+        """Record the call; crash if the query says so."""
         self.calls = self.request.app["tapes"]
         self.calls.append("open")
         if self.request.query.get("crash") == "open":
@@ -264,7 +264,7 @@ class Tape(WebSocketView):
         await self.send_json({"rank": self.ws.request.path})
 
     async def on_message(self, message: str | bytes) -> None:
-        """Do what the message says."""
+        """Record the message, and do what it says."""
         self.calls.append(message)
         if message == "crash":
             raise LookupError("a bug")
@@ -281,7 +281,7 @@ class Tape(WebSocketView):
             await asyncio.Event().wait()
 
     async def on_close(self, code: int) -> None:
-        """Record the code."""
+        """Record the code; crash if the query says so."""
         self.calls.append(code)
         if self.request.query.get("crash") == "close":
             raise LookupError("a bug")
@@ -301,7 +301,7 @@ def calls() -> list[Any]:
 async def client(
     aiohttp_client: AiohttpClient, registry: SessionWSRegistry, calls: list[Any]
 ) -> Client:
-    """A client of the tape, and of an app that records how ``on_close`` is signalled."""
+    """A client of an app that serves the tape, and records ``on_close`` signals."""
     app = make_app(registry)
     app["tapes"] = calls
     app.router.add_view("/tape", Tape)
@@ -353,12 +353,12 @@ class TestView:
     async def test_is_closed_by_the_client(
         self, client: Client, calls: list[Any], registry: SessionWSRegistry, message: str
     ) -> None:
-        """The client's code is told, now or when a callback that hangs has been ended."""
+        """``on_close`` gets the client's code, even if a hanging callback is ended later."""
         ws = await client.ws_connect("/tape")
         await ws.send_str(message)
         await until(lambda: message in calls)
         await ws.close(code=4321)
-        if message == "hang":  # nothing but an order ends a handler that knows of the close
+        if message == "hang":  # only an order ends a handler that hangs after the close
             await until(lambda: not len(registry))
             await registry.close_all()
         await until(lambda: len(calls) == 4)
@@ -369,7 +369,7 @@ class TestView:
     async def test_is_closed_by_an_order(
         self, client: Client, calls: list[Any], registry: SessionWSRegistry, message: str
     ) -> None:
-        """Its code is told, also to a handler that had to be cancelled."""
+        """``on_close`` gets the order's code, even if the handler had to be cancelled."""
         async with client.ws_connect("/tape") as ws:
             await ws.send_str(message)
             await until(lambda: message in calls)
@@ -381,7 +381,7 @@ class TestView:
         assert calls == ["open", message, 4403, (4403, "order")]
 
     async def test_vanishes(self, client: Client, calls: list[Any]) -> None:
-        """A client that is gone without a word is 1006."""
+        """A client that vanishes without a close frame is reported as 1006."""
         peer = await RawPeer.open(client.make_url("/tape"))
         await peer.frame()
         peer.vanish()
@@ -390,7 +390,7 @@ class TestView:
         assert calls == ["open", 1006, (1006, "client")]
 
     async def test_at_the_shutdown(self, client: Client, calls: list[Any]) -> None:
-        """It is told as well."""
+        """``on_close`` is called at the shutdown, with 1001."""
         async with client.ws_connect("/tape") as ws:
             await ws.receive()
             stopping = asyncio.ensure_future(client.server.close())
@@ -403,7 +403,7 @@ class TestView:
     async def test_crashes(
         self, client: Client, calls: list[Any], caplog: pytest.LogCaptureFixture, where: str
     ) -> None:
-        """A crash in a callback is logged once, and ``on_close`` isn't called again."""
+        """A crash in a callback is logged once, and ``on_close`` is called once."""
         async with client.ws_connect(f"/tape?crash={where}") as ws:
             if where == "close":
                 await ws.receive()
@@ -420,7 +420,7 @@ class TestView:
     async def test_refused(
         self, client: Client, calls: list[Any], registry: SessionWSRegistry
     ) -> None:
-        """A view that never opened is not called at all."""
+        """No callback of a view is called if its handshake was refused."""
         inspect(registry).authorize = lambda request: False
         with pytest.raises(WSServerHandshakeError):
             await client.ws_connect("/tape")
@@ -428,7 +428,7 @@ class TestView:
         assert calls == []
 
     async def test_other_methods(self, client: Client) -> None:
-        """Only GET opens a websocket."""
+        """A POST to a view gets 405."""
         async with client.post("/tape") as response:
             assert response.status == 405
 
@@ -450,7 +450,7 @@ class TestHooks:
     async def test_nest(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, events: list[str]
     ) -> None:
-        """The first hook comes first before the handler, and last after it."""
+        """``on_request`` hooks run in their order, ``on_response`` hooks in reverse order."""
         registry.on_request += [self.hook(events, "one"), self.hook(events, "two")]
         registry.on_response += [self.hook(events, "one"), self.hook(events, "two")]
 
@@ -476,11 +476,11 @@ class TestHooks:
         events: list[str],
         how: str,
     ) -> None:
-        """Each is called once after a handler that returns or is disconnected; else never."""
+        """``on_response`` hooks run once after a disconnect or a close, and not after a crash."""
 
         async def says_goodbye(ws: WebSocket) -> None:
             events.append("goodbye")
-            await ws.send("goodbye")  # fails, which stops nobody
+            await ws.send("goodbye")  # fails, and the other hook still runs
 
         registry.on_response += [self.hook(events, "last"), says_goodbye]
 
@@ -510,7 +510,7 @@ class TestHooks:
     async def test_connect_for_all(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, path: str
     ) -> None:
-        """A hook may connect on the handler's behalf."""
+        """An ``on_request`` hook may connect in place of the handler."""
 
         async def connect(ws: WebSocket) -> None:
             await ws.connect(subprotocol=ws.subprotocols[-1])
@@ -540,7 +540,7 @@ class TestHooks:
         how: str,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """Who is refused reaches neither the next hook nor the handler."""
+        """Neither the next hook nor the handler is called after a hook has refused."""
         failed: list[FailDetails] = []
 
         async def refuse(ws: WebSocket) -> None:
@@ -580,7 +580,7 @@ class TestHooks:
     async def test_refuse_a_foreign_page(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It is told 403 as always, and never accepted."""
+        """A page of another origin gets 403, even if a hook refuses with a close code."""
         failed = asyncio.Queue[FailDetails]()
 
         async def refuse(ws: WebSocket) -> None:
@@ -602,7 +602,7 @@ class TestHooks:
         registry: SessionWSRegistry,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A hook that crashes is an error as any other, before and after."""
+        """A hook that crashes causes 500 before the connection and 1011 after it, both logged."""
 
         async def crash(ws: WebSocket) -> None:
             raise LookupError("a bug")
@@ -625,7 +625,7 @@ class TestHooks:
     async def test_in_a_sub_application(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, events: list[str]
     ) -> None:
-        """They are those of the registry, which the root has."""
+        """The hooks of the root application's registry run in a sub-application."""
         registry.on_request.append(self.hook(events, "hook"))
         inner = web.Application()
         inner.router.add_view("/view", EchoView)
@@ -640,7 +640,7 @@ class TestHooks:
 
 
 def test_types() -> None:
-    """A type checker sees who expects something else than what is given."""
+    """A type checker reports a handler or a receiver that takes another argument."""
 
     async def of_request(request: web.Request) -> None:
         pass

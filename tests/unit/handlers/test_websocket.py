@@ -1,5 +1,5 @@
 """
-The conversation object: connecting, talking, and every way in which it ends.
+The ``WebSocket`` object: connecting or refusing, sending and receiving.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def status_of(client: Client, **options: Any) -> int:
 
 class TestConnect:
     async def test_states(self, aiohttp_client: AiohttpClient) -> None:
-        """It is connecting, then connected, then closed, and always one of the three."""
+        """A websocket is connecting, then connected, then closed, always exactly one of them."""
         states: list[tuple[bool, bool, bool]] = []
 
         async def talk(ws: WebSocket) -> None:
@@ -60,7 +60,7 @@ class TestConnect:
         assert states == [(True, False, False), (False, True, False), (False, False, True)]
 
     async def test_too_early(self, aiohttp_client: AiohttpClient) -> None:
-        """What needs a socket says that there is none yet, and how to get one."""
+        """Using a websocket before ``connect()`` raises an error that names the remedy."""
 
         async def talk(ws: WebSocket) -> None:
             tries: list[Callable[[], Any]] = [
@@ -84,7 +84,7 @@ class TestConnect:
             assert await ws.receive_str() == "good"
 
     async def test_twice(self, aiohttp_client: AiohttpClient) -> None:
-        """It is connected once; a failed try counts."""
+        """A second ``connect()`` raises an error, and the socket stays connected."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
@@ -98,7 +98,7 @@ class TestConnect:
 
     @pytest.mark.parametrize("way", ["return", "close"])
     async def test_never(self, aiohttp_client: AiohttpClient, way: str) -> None:
-        """Who doesn't connect refuses with 403, and ``on_fail`` is told."""
+        """A handler that doesn't connect refuses with 403, and ``on_fail`` is called."""
         failed: list[FailDetails] = []
 
         async def talk(ws: WebSocket) -> None:
@@ -118,7 +118,7 @@ class TestConnect:
         assert [type(details.exception) for details in failed] == [web.HTTPForbidden]
 
     async def test_another_answer(self, aiohttp_client: AiohttpClient) -> None:
-        """A response that is returned in place of a connection is the answer."""
+        """A response that a handler returns without connecting is sent to the client."""
 
         async def talk(ws: WebSocket) -> web.Response:
             return web.Response(status=418)
@@ -130,7 +130,7 @@ class TestConnect:
     async def test_http_exception(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """One that is raised before is the answer, and no error."""
+        """An HTTP exception before connecting is sent to the client, and logs no error."""
 
         async def talk(ws: WebSocket) -> None:
             raise web.HTTPNotFound
@@ -143,7 +143,7 @@ class TestConnect:
     async def test_a_disconnect_without_a_connection(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Who raises it by hand has crashed: it ends no conversation of its own."""
+        """A ``WebSocketDisconnect`` raised by hand before connecting is a crash: 500, logged."""
 
         async def talk(ws: WebSocket) -> None:
             raise WebSocketDisconnect(1000)
@@ -154,7 +154,7 @@ class TestConnect:
         assert not is_quiet(caplog)
 
     async def test_and_close(self, aiohttp_client: AiohttpClient) -> None:
-        """To connect and close at once tells a page's script why."""
+        """``connect(close=...)`` connects and closes at once with the given code."""
         states: list[bool] = []
 
         async def talk(ws: WebSocket) -> None:
@@ -167,7 +167,7 @@ class TestConnect:
         await until(lambda: states == [True])
 
     async def test_a_subprotocol(self, aiohttp_client: AiohttpClient) -> None:
-        """The one that is chosen is answered, whatever the client likes better."""
+        """The subprotocol that the handler chooses is used, whatever the client prefers."""
 
         async def talk(ws: WebSocket) -> None:
             assert ws.subprotocols == ws.protocols == ["first", "second"]
@@ -184,7 +184,7 @@ class TestConnect:
         offered: tuple[str, ...],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """It can't be chosen, and the client is told so."""
+        """A subprotocol that the client didn't offer closes with 1002 and the reason."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect(subprotocol="mine")
@@ -213,7 +213,7 @@ class TestConnect:
         assert reached == []
 
     async def test_an_ended_session(self, aiohttp_client: AiohttpClient) -> None:
-        """The core decides who gets in."""
+        """``connect()`` with an ended session closes with 4401, and ``on_fail`` is called."""
         after: list[str] = []
 
         async def talk(ws: WebSocket) -> None:
@@ -239,7 +239,7 @@ class TestConnect:
     async def test_without_the_middleware(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No middleware is needed for an HTTP exception in an open socket to be no error."""
+        """An HTTP exception in an open socket is no error, even without the middleware."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
@@ -258,7 +258,7 @@ class TestConnect:
 
 class TestTalk:
     async def test_texts_bytes_and_json(self, aiohttp_client: AiohttpClient) -> None:
-        """A message comes back as it went; JSON goes as text."""
+        """Text and bytes come back unchanged; JSON is sent as text."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
@@ -280,7 +280,7 @@ class TestTalk:
             assert await ws.receive_str() == "<4>"
 
     async def test_anything_else(self, aiohttp_client: AiohttpClient) -> None:
-        """What is neither text nor bytes can't be sent, and the remedy is named."""
+        """Data that is neither text nor bytes raises an error that names the remedy."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
@@ -293,7 +293,7 @@ class TestTalk:
             assert await ws.receive_bytes() == b"good"
 
     async def test_whose_it_is(self, aiohttp_client: AiohttpClient) -> None:
-        """It knows its session and whom that belongs to, and keeps what it is given."""
+        """A websocket has its session id, its identity, its request and the connection's data."""
         seen: list[object] = []
 
         async def context(connection: Connection) -> AsyncIterator[None]:

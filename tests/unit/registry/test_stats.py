@@ -270,7 +270,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("slow", ["storage", "authorize"])
     async def test_late(self, aiohttp_client: AiohttpClient, slow: str) -> None:
-        """A timeout before the handler runs is counted as ``late``, and reported to ``on_fail``."""
+        """A timeout before the handler runs is counted as ``late``, and ``on_fail`` is called."""
         storage = GatedStorage(SimpleCookieStorage())
         gate = storage.loading if slow == "storage" else Turnstile()
 

@@ -76,7 +76,7 @@ class TestRevalidation:
     async def test_ended_elsewhere(
         self, aiohttp_client: AiohttpClient, start: Start, redis_storage: RedisStorage, path: str
     ) -> None:
-        """Sockets are closed when another process has ended or renewed their session silently."""
+        """A session that another process ended or renewed without an order loses its sockets."""
         scene = await start(redis_storage)
         ws = await scene.connect()
         other = await aiohttp_client(make_app(None, redis_storage))

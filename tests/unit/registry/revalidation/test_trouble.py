@@ -191,7 +191,7 @@ class TestTrouble:
         assert await closed(ws) == ENDED
 
     async def test_max_lifetime(self, start: Start) -> None:
-        """``max_lifetime`` closes sockets even while their checks wait for a frozen storage."""
+        """``max_lifetime`` closes sockets even while their checks wait for a turn."""
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated, max_lifetime=1000.0)
         ws = await scene.connect()
