@@ -1,1 +1,1 @@
-"""Tests of calls."""
+"""Tests of RPC: calls and topics."""

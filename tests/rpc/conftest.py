@@ -1,4 +1,4 @@
-"""Fixtures of the tests of calls."""
+"""Fixtures of the RPC tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Serve = Callable[..., Awaitable[Server]]
 
 @pytest.fixture
 async def serve(aiohttp_client: Any) -> AsyncIterator[Serve]:
-    """Serve an application of calls; when the test is over, nothing of it may be left."""
+    """Serve RPC applications; no session may be left after the test, and tasks are awaited."""
     servers: list[Server] = []
 
     async def start(
@@ -64,7 +64,7 @@ def _is_ours(task: asyncio.Task[Any]) -> bool:
 
 @pytest.fixture
 def complaints(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Return what was logged that somebody should look at."""
+    """Return a function that returns the messages logged at WARNING or above."""
 
     def look() -> list[str]:
         return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
@@ -74,12 +74,12 @@ def complaints(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let nothing be logged that somebody should look at, unless the test asks what was."""
+    """Fail a test that logs a warning or an error, unless it uses ``complaints``."""
     yield
     if "complaints" not in request.fixturenames:
-        # Behind the yield, caplog.records are those of the teardown alone.
+        # After the yield, caplog.records holds the records of the teardown only.
         records = (*caplog.get_records("call"), *caplog.records)
         ours = [r for r in records if r.name.partition(".")[0] in _OURS]  # not those of clients
         loud = [r for r in ours if r.levelno >= logging.WARNING]
-        # In its debug mode asyncio times callbacks.
+        # In debug mode asyncio logs slow callbacks.
         assert [r.getMessage() for r in loud if "Executing <" not in r.getMessage()] == []

@@ -1,4 +1,4 @@
-"""An application with a bit of everything, for the tests of its schema."""
+"""An application with each kind of parameter and result, for the tests of its schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server for the tests of calls, and clients written by hand, where nothing is forgiven."""
+"""A server for the RPC tests, and hand-written clients that fail on unexpected messages."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ async def log_out(request: web.Request) -> web.Response:
 
 
 async def who(request: web.Request) -> str | None:
-    """Tell whose session it is."""
+    """Return the user of the session."""
     session = await aiohttp_session.get_session(request)
     user: str | None = session.get("user")
     return user
 
 
 class Server:
-    """An application of calls, served at ``/rpc``."""
+    """An RPC application, served at ``/rpc``."""
 
     def __init__(self, calls: rpc.Application, registry: SessionWSRegistry | None = None) -> None:
         if registry is None:
@@ -68,17 +68,17 @@ class Server:
         self.client: Any = None
 
     def wamp(self, protocol: str = "wamp.2.json", **options: Any) -> WampPeer:
-        """Return a WAMP client, to be entered."""
+        """Return a WAMP client, an async context manager that connects."""
         connecting = self.client.ws_connect("/rpc", protocols=[protocol], **options)
         return WampPeer(connecting, protocol)
 
     def wsrpc(self, **options: Any) -> WsrpcPeer:
-        """Return a wsrpc client, to be entered."""
+        """Return a wsrpc client, an async context manager that connects."""
         return WsrpcPeer(self.client.ws_connect("/rpc", **options))
 
 
 class Peer:
-    """A client that says what it is told to."""
+    """A client that sends what a test passes to it."""
 
     ws: ClientWebSocketResponse
 
@@ -99,17 +99,17 @@ class Peer:
         await self._connecting.__aexit__(kind, exc, traceback)
 
     async def begin(self) -> None:
-        """Do what comes first."""
+        """Exchange the first messages of the protocol."""
 
     async def closed(self) -> int:
-        """Expect that the server closes next; return the code."""
+        """Expect a close frame as the next message; return its code."""
         message = await self.ws.receive(timeout=PATIENCE)
         assert message.type is WSMsgType.CLOSE, message
         return int(message.data)
 
 
 class WampPeer(Peer):
-    """A client that speaks WAMP by hand."""
+    """A WAMP client that sends and receives raw messages."""
 
     def __init__(self, connecting: Any, protocol: str) -> None:
         super().__init__(connecting)
@@ -119,24 +119,24 @@ class WampPeer(Peer):
         self._batch: list[Any] = []
 
     async def begin(self) -> None:
-        """Join, unless told not to."""
+        """Join a realm, unless :meth:`stranger` was called."""
         assert self.ws.protocol == self.protocol
         if self.joins is not None:
             self.welcome = await self.ask(self.joins)
             assert self.welcome[0] in (2, 4), self.welcome
 
     def stranger(self) -> Self:
-        """Don't say HELLO by yourself."""
+        """Send no HELLO on connecting."""
         self.joins = None
         return self
 
     def joining(self, realm: str, **details: Any) -> Self:
-        """Say HELLO to a realm."""
+        """Send HELLO for a realm, with these details, on connecting."""
         self.joins = [1, realm, {"roles": {"caller": {}}} | details]
         return self
 
     async def say(self, *messages: list[Any]) -> None:
-        """Send messages; in one batch, if the dialect has batches."""
+        """Send messages; in one batch, if the subprotocol is batched."""
         if ".msgpack" in self.protocol:
             parts = [msgspec.msgpack.encode(message) for message in messages]
             if self.protocol.endswith("batched"):
@@ -172,17 +172,17 @@ class WampPeer(Peer):
         return found
 
     async def ask(self, message: list[Any]) -> list[Any]:
-        """Send a message and return the next one that comes."""
+        """Send a message and return the next one received."""
         await self.say(message)
         return await self.hear()
 
     async def call(self, name: str, *args: Any, number: int = 1, **kwargs: Any) -> list[Any]:
-        """Call a procedure, and return the next message that comes."""
+        """Call a procedure, and return the next message received."""
         return await self.ask([48, number, {}, name, list(args), kwargs])
 
 
 class WsrpcPeer(Peer):
-    """A client that speaks wsrpc by hand."""
+    """A wsrpc client that sends and receives raw objects."""
 
     async def begin(self) -> None:
         """Answer the first ping."""
@@ -199,17 +199,17 @@ class WsrpcPeer(Peer):
         return await self.ws.receive_json(timeout=PATIENCE)
 
     async def ask(self, method: str, params: Any = None, number: int = 3) -> Any:
-        """Call a procedure, and return the next object that comes."""
+        """Call a procedure, and return the next object received."""
         await self.say({"id": number, "method": method, "params": params})
         return await self.hear()
 
 
 def expect_clients(path: pathlib.Path) -> None:
     """
-    Skip a test that needs node and what npm installs; CI is not green without these tests.
+    Skip a test that needs Node.js and packages of npm; without the packages, CI fails.
 
     Args:
-        path: What must have been installed.
+        path: A file or directory that ``npm install`` creates.
     """
     if shutil.which("node") is None:
         pytest.skip("there is no node")
@@ -219,7 +219,7 @@ def expect_clients(path: pathlib.Path) -> None:
 
 
 def send_together(ws: ClientWebSocketResponse, *texts: str) -> None:
-    """Send short texts in one packet."""
+    """Send short text frames in one write."""
     transport = transport_of(ws)
     assert transport is not None
     frames = [bytes([0x81, 0x80 | len(one)]) + bytes(4) + one.encode() for one in texts]

@@ -1,4 +1,4 @@
-"""Arguments: converted, injected, refused."""
+"""Argument binding: conversion, injection, refusal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def call(
     defaults: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Call a function as a peer would."""
+    """Bind arguments as for a call of a peer, and call the function."""
     signature = Signature(function, parts=tuple(parts or {}))
     binder = Binder(signature, defaults or {})
     values, named = binder.bind(SESSION, Call(1, "name", list(args), kwargs, 0), parts or {})
@@ -58,7 +58,7 @@ def call(
 
 
 def refusal(function: Any, *args: Any, **options: Any) -> str:
-    """Return what a peer is told of a call that doesn't fit."""
+    """Return the error text for a call whose arguments are refused."""
     with pytest.raises(rpc.RPCError) as refused:
         call(function, *args, **options)
     assert refused.value.uri == "wamp.error.invalid_argument"
@@ -88,7 +88,7 @@ class TestConversion:
     )
     @pytest.mark.parametrize("named", [False, True])
     def test_types(self, annotation: Any, given: Any, got: Any, named: bool) -> None:
-        """An argument becomes what its annotation says, by position and by name."""
+        """An argument is converted to its annotated type, by position and by name."""
 
         def take(value):  # type: ignore[no-untyped-def]
             return value
@@ -98,7 +98,7 @@ class TestConversion:
         assert (call(take, value=given) if named else call(take, given)) == got
 
     def test_constraints(self) -> None:
-        """What a constraint forbids is refused, in msgspec's words."""
+        """A value that violates a constraint is refused with msgspec's error text."""
 
         def take(count: Annotated[int, Meta(ge=1)] = 1) -> int:
             return count
@@ -107,14 +107,14 @@ class TestConversion:
         assert refusal(take, 0) == "count: Expected `int` >= 1"
 
     def test_unfit_names_the_argument(self) -> None:
-        """Of several arguments the one that doesn't fit is named, with the place inside it."""
+        """The error names the argument that can't be converted, and the path inside its value."""
 
         def take(a: int, item: Item) -> None: ...
 
         assert refusal(take, 1, {"name": 5}) == "item: Expected `str`, got `int` - at `$.name`"
 
     def test_without_annotation(self) -> None:
-        """An argument without annotation is taken as it comes."""
+        """An argument without annotation is passed unconverted."""
 
         def take(a, b=2):  # type: ignore[no-untyped-def]
             return a, b
@@ -124,35 +124,35 @@ class TestConversion:
 
 class TestShape:
     def test_missing(self) -> None:
-        """A missing argument is named."""
+        """The error for a missing argument names it."""
 
         def take(a: int, b: int) -> None: ...
 
         assert "'b'" in refusal(take, 1)
 
     def test_unknown(self) -> None:
-        """An unknown one as well."""
+        """The error for an unknown argument names it."""
 
         def take(a: int) -> None: ...
 
         assert "'c'" in refusal(take, 1, c=2)
 
     def test_twice(self) -> None:
-        """And one that is given twice."""
+        """The error for an argument given by position and by name names it."""
 
         def take(a: int) -> None: ...
 
         assert "'a'" in refusal(take, 1, a=2)
 
     def test_too_many(self) -> None:
-        """More arguments than taken are refused."""
+        """More positional arguments than the function takes are refused."""
 
         def take(a: int) -> None: ...
 
         assert refusal(take, 1, 2) == "too many positional arguments"
 
     def test_rest(self) -> None:
-        """``*args`` and ``**kwargs`` take the rest, each converted."""
+        """``*args`` and ``**kwargs`` take the remaining arguments, each converted."""
 
         def take(a: int, *args: int, **kwargs: float) -> Any:
             return a, args, kwargs
@@ -162,7 +162,7 @@ class TestShape:
         assert refusal(take, 1, x="y").startswith("x: ")
 
     def test_positional_only(self) -> None:
-        """A positional argument can't be named."""
+        """A positional-only argument can't be given by name."""
 
         def take(a: int, /) -> int:
             return a
@@ -171,7 +171,7 @@ class TestShape:
         assert "'a'" in refusal(take, a=1)
 
     def test_keyword_only(self) -> None:
-        """A named argument can't be given by position."""
+        """A keyword-only argument can't be given by position."""
 
         def take(a: int, *, b: int = 2) -> Any:
             return a, b
@@ -181,7 +181,7 @@ class TestShape:
         refusal(take, 1, 2)
 
     def test_gap(self) -> None:
-        """An argument that is left out doesn't shift those behind it."""
+        """An omitted argument keeps its default, and doesn't shift the arguments after it."""
 
         def take(a: int, b: int = 2, c: int = 3) -> Any:
             return a, b, c
@@ -189,7 +189,7 @@ class TestShape:
         assert call(take, 1, c=5) == (1, 2, 5)
 
     def test_parts(self) -> None:
-        """The parts of a pattern are arguments, and no caller can give them besides."""
+        """The parts of a pattern are passed as arguments, and a caller can't pass them too."""
 
         def take(id: int, item: str, count: int = 1) -> Any:
             return id, item, count
@@ -201,7 +201,7 @@ class TestShape:
 
 class TestInjection:
     def test_by_name_and_annotation(self) -> None:
-        """Session, request and call come by themselves, wherever they stand."""
+        """Session, request and call are injected by name or annotation, in any position."""
 
         def take(
             session: Any, a: int, mine: rpc.Session, request: Any, what: rpc.RPCRequest
@@ -214,7 +214,7 @@ class TestInjection:
         assert got[4] == rpc.RPCRequest("name", ("5",), {}, SESSION)
 
     def test_request_by_annotation(self) -> None:
-        """A request may have any name."""
+        """The request is injected by annotation, whatever the parameter's name."""
 
         def take(a: int, *, of: web.Request) -> Any:
             return a, of
@@ -223,7 +223,7 @@ class TestInjection:
 
     @pytest.mark.parametrize("name", ["session", "db", "of", "request"])
     def test_never_settable(self, name: str) -> None:
-        """What is injected can't be given by a peer."""
+        """A peer can't pass an injected argument, by name or by position."""
 
         def take(a: int, session: Any, db: Database, of: web.Request, request: Any) -> None: ...
 
@@ -233,7 +233,7 @@ class TestInjection:
         assert "too many" in refusal(take, 1, 2, defaults={"db": Database()})
 
     def test_default_args(self) -> None:
-        """Default arguments are the realm's, also where the function has a default."""
+        """A default argument of the realm takes precedence over the function's own default."""
 
         def take(a: int, db: Database | None = None) -> Any:
             return a, db
@@ -243,7 +243,7 @@ class TestInjection:
 
 class TestBadUse:
     def test_unreadable_annotation(self) -> None:
-        """An annotation that msgspec can't read is an error that names function and argument."""
+        """The error for an annotation unsupported by msgspec names function and argument."""
 
         def take(a: int | Annotated[int, Meta(ge=5)] | Point | Item) -> None: ...
 
@@ -251,7 +251,7 @@ class TestBadUse:
             Signature(take)
 
     def test_unknown_name(self) -> None:
-        """So is one that isn't there."""
+        """An annotation whose name can't be resolved raises an error that names the function."""
 
         def take(a: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
@@ -259,7 +259,7 @@ class TestBadUse:
             Signature(take)
 
     def test_custom_type(self) -> None:
-        """A type of the application's needs a default argument; the error says so."""
+        """A parameter of a custom type needs a default argument; the error says how to set it."""
 
         def take(db: Database) -> None: ...
 
@@ -270,7 +270,7 @@ class TestBadUse:
             signature.check({})
 
     def test_part_that_is_not_taken(self) -> None:
-        """A pattern's parts must be taken."""
+        """A function that has no parameter for a part of its pattern is refused."""
 
         def take(a: int) -> None: ...
 

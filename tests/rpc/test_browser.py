@@ -1,4 +1,4 @@
-"""The browser's side, in a browser."""
+"""The browser client ``session-ws.js``, in a real browser."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async (options) => {
 
 
 class World:
-    """What the page talks to."""
+    """The application that the page connects to."""
 
     def __init__(self) -> None:
         self.cancelled = 0
@@ -98,7 +98,7 @@ class World:
 
 
 def record(failures: list[Any]) -> Any:
-    """Return a receiver that keeps the errors of calls."""
+    """Return a signal receiver that appends the errors of calls to a list."""
 
     async def receive(details: rpc.CallDetails) -> None:
         failures.append(details.error)
@@ -107,13 +107,13 @@ def record(failures: list[Any]) -> Any:
 
 
 def keep(secret: rpc.CRASecret, session: rpc.Session) -> rpc.CRASecret:
-    """Return the secret of everybody."""
+    """Return the same secret for each user."""
     return secret
 
 
 @pytest.fixture
 def world() -> World:
-    """Return what the page talks to."""
+    """Return the application that the page connects to."""
     return World()
 
 
@@ -131,7 +131,7 @@ async def server(serve: Serve, world: World) -> Server:
 
 @pytest.fixture
 async def page(browser: Browser, server: Server) -> AsyncIterator[Page]:
-    """Open the page."""
+    """Open the page with a logged-in session; fail on an uncaught error in the page."""
     page = await browser.new_page()
     errors: list[Any] = []
     page.on("pageerror", lambda error: errors.append(error))
@@ -143,7 +143,7 @@ async def page(browser: Browser, server: Server) -> AsyncIterator[Page]:
 
 
 def test_size() -> None:
-    """It is less than 10 KB, and needs nothing else."""
+    """The script is smaller than 10 KB and imports nothing."""
     text = SCRIPT.read_text()
 
     assert len(text.encode()) < 10_000
@@ -152,7 +152,7 @@ def test_size() -> None:
 
 class TestCalls:
     async def test_values(self, page: Page) -> None:
-        """Arguments by position and by name; values come back as they are."""
+        """Arguments are sent by position or by name, and values and errors return unchanged."""
         await page.evaluate(START, {})
         seen = await page.evaluate("""async () => {
             const values = [null, 5, "x", [5], [], [1, 2], {}, { a: [1] }, [[1]]];
@@ -178,7 +178,7 @@ class TestCalls:
         assert seen["failed"] == [True, "shop.sold_out", ["tea"], {"left": 0}]
 
     async def test_before_joined(self, page: Page) -> None:
-        """A call that is made before the client has joined waits for that."""
+        """A call made before the client has joined is sent once it has joined."""
         assert await page.evaluate("""async () => {
             const { connect } = await import("/static/session-ws.js");
             const client = connect("/rpc");
@@ -186,7 +186,7 @@ class TestCalls:
         }""") == 2  # fmt: skip
 
     async def test_cancel(self, page: Page, world: World) -> None:
-        """An AbortSignal cancels, and a timeout ends, a call."""
+        """A call is cancelled by its ``AbortSignal`` and ended by its timeout."""
         await page.evaluate(START, {})
         seen = await page.evaluate("""async () => {
             const controller = new AbortController();
@@ -204,7 +204,7 @@ class TestCalls:
         assert seen == ["enough", "wamp.error.timeout", "AbortError"]
 
     async def test_signal_is_let_go(self, page: Page) -> None:
-        """A signal that outlives its calls keeps none of them."""
+        """A call that has ended leaves no listener on its ``AbortSignal``."""
         await page.evaluate(START, {})
         assert await page.evaluate("""async () => {
             let listening = 0;
@@ -221,7 +221,7 @@ class TestCalls:
         }""") == 0  # fmt: skip
 
     async def test_unfit(self, page: Page, server: Server, world: World) -> None:
-        """What can't be sent is rejected, and no call beside it is sent twice."""
+        """A call that can't be encoded is rejected; calls queued with it are sent exactly once."""
         seen = await page.evaluate("""async () => {
             const { connect } = await import("/static/session-ws.js");
             window.client = connect("/rpc");
@@ -239,7 +239,7 @@ class TestCalls:
         assert world.counted == 2
 
     async def test_stream(self, page: Page, world: World) -> None:
-        """A stream is a loop, and leaving the loop cancels."""
+        """A stream is iterated with ``for await``, and leaving the loop cancels the call."""
         await page.evaluate(START, {})
         seen = await page.evaluate("""async () => {
             const seen = [[], [], []];
@@ -256,7 +256,7 @@ class TestCalls:
         assert seen == [[0, 1, 2], [0, 1, 2], [0, 1]]
 
     async def test_stream_is_aborted(self, page: Page) -> None:
-        """A stream that is aborted throws the reason, whatever it is."""
+        """An aborted stream throws the signal's reason, even if it is ``null``."""
         await page.evaluate(START, {})
         assert await page.evaluate("""async () => {
             const aborting = new AbortController();
@@ -269,7 +269,7 @@ class TestCalls:
 
 class TestTopics:
     async def test_events(self, page: Page, world: World) -> None:
-        """Events come until one unsubscribes; two of one topic are one subscription."""
+        """Two listeners of a topic share one subscription, which ends with the last listener."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.seen = [];
@@ -286,7 +286,7 @@ class TestTopics:
         assert await page.evaluate("seen") == [["a", 1, {"b": 2}], "two"]
 
     async def test_register(self, page: Page, complaints: Complaints) -> None:
-        """The server may call what the page has registered."""
+        """The server can call a procedure that the page has registered."""
         await page.evaluate(START, {})
         seen = await page.evaluate("""async () => {
             await client.register("allow", async (question) => {
@@ -303,7 +303,7 @@ class TestTopics:
         assert complaints() == ["a call failed: shop.confirm"]
 
     async def test_register_fails(self, page: Page, world: World, complaints: Complaints) -> None:
-        """The server is always answered, also where there is no answer or no error to send."""
+        """The server gets an error if a result can't be encoded or a rejection has no reason."""
         failures: list[Any] = []
         world.calls.on_call_fail.append(record(failures))
         await page.evaluate(START, {})
@@ -326,7 +326,7 @@ class TestTopics:
         assert complaints() == 3 * ["a call failed: shop.confirm"]
 
     async def test_listener_fails(self, page: Page, world: World) -> None:
-        """What one listener throws is reported, and keeps no event from the others."""
+        """An exception in one listener is reported, and other listeners still get the event."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.seen = [];
@@ -343,7 +343,7 @@ class TestTopics:
         assert await page.evaluate("seen") == ["a", "mine"]
 
     async def test_left_meanwhile(self, page: Page, world: World) -> None:
-        """Who leaves while SUBSCRIBE is on its way has left."""
+        """A listener that leaves while its SUBSCRIBE is in flight ends up unsubscribed."""
         await page.evaluate("""async () => {
             const { connect } = await import("/static/session-ws.js");
             window.client = connect("/rpc");
@@ -354,7 +354,7 @@ class TestTopics:
         await until(lambda: world.counted == 1 and world.subscribed == 0)
 
     async def test_one_comes_as_another_leaves(self, page: Page, world: World) -> None:
-        """Who subscribes while another leaves the same topic has its events."""
+        """A listener added while the last listener of the topic leaves receives events."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.seen = [];
@@ -371,7 +371,7 @@ class TestTopics:
 
 class TestReconnecting:
     async def test_kept(self, page: Page, server: Server, world: World) -> None:
-        """After 4403 it reconnects, subscribes and registers again, and calls nothing twice."""
+        """After 4403 the client reconnects, resubscribes and reregisters; it repeats no calls."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.seen = [];
@@ -394,7 +394,7 @@ class TestReconnecting:
         assert world.cancelled == 1
 
     async def test_kept_once(self, page: Page, server: Server) -> None:
-        """What is registered in the very moment of joining is registered once."""
+        """A procedure registered in the "joined" event is registered once."""
         await page.evaluate("""async () => {
             const { connect } = await import("/static/session-ws.js");
             window.client = connect("/rpc");
@@ -406,7 +406,7 @@ class TestReconnecting:
         assert await page.evaluate("client.call('shop.confirm', ['?'])") == "yes"
 
     async def test_closed_again(self, page: Page, server: Server, world: World) -> None:
-        """A connection that ends while it subscribes again is no error to report."""
+        """A connection lost while the client resubscribes raises no error in the page."""
         await page.evaluate(START, {})
         await page.evaluate("client.subscribe('shop.news.x', () => {}).then(() => {})")
         world.gate.clear()
@@ -418,7 +418,7 @@ class TestReconnecting:
         await page.wait_for_function("client.state === 'joined'")
 
     async def test_late_answer(self, page: Page, server: Server) -> None:
-        """An answer to what an ended connection asked is none to what the next one asks."""
+        """A late answer to a call of a lost connection doesn't answer a call of the next one."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.asked = [];
@@ -436,7 +436,7 @@ class TestReconnecting:
         }""") == 1  # fmt: skip
 
     async def test_late_failure(self, page: Page, server: Server, world: World) -> None:
-        """A proof that fails late, or is signed late, is nothing for the next connection."""
+        """A late proof or signature for a lost connection doesn't affect the next connection."""
         club = rpc.Realm("club")
         club.set_ticket_authenticator(lambda session, ticket: ticket == "sesame")
         world.calls.add_realm(club)
@@ -464,7 +464,7 @@ class TestReconnecting:
         }""") == ["joined", "joined"]  # fmt: skip
 
     async def test_no_address(self, page: Page, server: Server) -> None:
-        """An address that can't be told is reported, and asked for again."""
+        """An exception in the address function is reported, and the function is called again."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.asked = 0;
@@ -486,7 +486,7 @@ class TestReconnecting:
         assert await page.evaluate("reported") == ["no token"]
 
     async def test_close_refused(self, page: Page) -> None:
-        """A close code that a browser doesn't take leaves the socket as it is."""
+        """A close code that the browser refuses throws, and the socket stays open."""
         await page.evaluate(START, {})
         assert await page.evaluate("""async () => {
             const socket = new SessionSocket("/rpc");
@@ -499,7 +499,7 @@ class TestReconnecting:
         }""") == ["InvalidAccessError", "closed"]  # fmt: skip
 
     async def test_log_out(self, page: Page, server: Server) -> None:
-        """After 4401 it never comes back by itself, and rejects what waits."""
+        """After 4401 the client rejects pending calls, and reconnects only on ``connect()``."""
         await page.evaluate(START, {})
         await page.evaluate(
             "client.call('shop.wait').catch((e) => { window.failed = e.uri; })  && 0"
@@ -514,7 +514,7 @@ class TestReconnecting:
         await page.wait_for_function("client.state === 'joined'")
 
     async def test_rules(self, page: Page) -> None:
-        """What a page does after each close code."""
+        """The reconnect delay depends on the close code and on the number of failures."""
         await page.evaluate(START, {})
         waits = await page.evaluate("""() => [
             [4401, 0], [4429, 0], [4403, 0], [4403, 1], [1006, 0], [1012, 20],
@@ -527,7 +527,7 @@ class TestReconnecting:
         assert 15000 <= waits[5] <= 30000
 
     async def test_refused(self, page: Page, world: World) -> None:
-        """Who may not join is told why, and doesn't come back."""
+        """A client that is refused gets the reason and doesn't reconnect."""
         realm = rpc.Realm("club")
         realm.set_ticket_authenticator(lambda session, ticket: ticket == "sesame" or None)
         world.calls.add_realm(realm)
@@ -549,7 +549,7 @@ class TestReconnecting:
     async def test_error_of_the_server(
         self, page: Page, world: World, complaints: Complaints
     ) -> None:
-        """Whom the server could not let join by an error of its own tries again."""
+        """A client whose join failed by an error of the server tries again."""
         failures = [
             "a session state handler failed",
             "authentication failed with an unexpected error",
@@ -578,7 +578,7 @@ class TestReconnecting:
         assert complaints() == failures[::-1]
 
     async def test_one_hello(self, page: Page, server: Server) -> None:
-        """A proof that is late, for a connection that has ended, says no HELLO on the next one."""
+        """A late proof for a lost connection sends no second HELLO on the next connection."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.proofs = [];
@@ -597,7 +597,7 @@ class TestReconnecting:
         assert await page.evaluate("late.state") == "joined"
 
     async def test_signs(self, page: Page, world: World) -> None:
-        """A page may prove what it knows by a signature, with or without a salt."""
+        """A page can authenticate by WAMP-CRA, with or without a salt."""
         for salt in (None, "pepper"):
             realm = rpc.Realm(f"club {salt}")
             secret = rpc.CRASecret("sesame", salt=salt)
@@ -641,7 +641,7 @@ class TestReconnecting:
         assert seen == [no_procedure, no_procedure, failed, "no key", "closed"]
 
     async def test_plain_socket(self, page: Page, server: Server) -> None:
-        """The reconnecting socket stands by itself, for pages that talk plain websocket."""
+        """``SessionSocket`` works alone, as a reconnecting socket for plain messages."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.heard = [];

@@ -1,4 +1,4 @@
-"""Calls: results, errors, streams, cancelling, deadlines, limits, signals."""
+"""Calls: results, errors, streams, cancellation, deadlines, limits, signals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CANCELED = "wamp.error.canceled"
 
 
 class Gate:
-    """Where handlers wait until the test lets them go on."""
+    """A gate that handlers wait at until the test opens it, with counters."""
 
     def __init__(self) -> None:
         self.arrived = 0
@@ -33,7 +33,7 @@ class Gate:
         self.opened = asyncio.Event()
 
     async def __call__(self) -> None:
-        """Wait."""
+        """Wait until the gate is opened."""
         self.arrived += 1
         try:
             await self.opened.wait()
@@ -49,7 +49,7 @@ class Order(msgspec.Struct):
 
 
 def gated(gate: Gate, **options: Any) -> rpc.Routes:
-    """Return routes with one that waits, and one that doesn't."""
+    """Return routes with one procedure that waits at the gate, and one that doesn't."""
     routes = rpc.Routes()
 
     @routes.route(**options)
@@ -90,7 +90,7 @@ class TestResults:
         ],
     )  # fmt: skip
     async def test_dialects(self, serve: Serve, value: Any, wamp: Any, wsrpc: Any) -> None:
-        """The dialect decides what a value becomes on the wire, not the call."""
+        """A result is encoded according to the dialect of its connection."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -103,7 +103,7 @@ class TestResults:
             assert await other.ask("get") == {"id": 3, "result": wsrpc}
 
     async def test_msgpack_bytes(self, serve: Serve) -> None:
-        """Bytes are bytes in MessagePack."""
+        """Bytes are encoded as binary data in MessagePack."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -115,7 +115,7 @@ class TestResults:
             assert await peer.call("get") == [50, 1, {}, [b"\0\1"]]
 
     async def test_that_cant_be_encoded(self, serve: Serve, complaints: Complaints) -> None:
-        """A result that can't be encoded is a runtime error, and logged."""
+        """A result that can't be encoded is answered with a runtime error, and logged."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -131,7 +131,7 @@ class TestResults:
         assert complaints() == ["a call failed: get"] * 2
 
     async def test_plain_and_threaded(self, serve: Serve) -> None:
-        """A plain function runs in the loop, or in a thread with the context variables."""
+        """A plain function runs in the loop, or in a thread with the call's context variables."""
         routes, threads = rpc.Routes(), []
 
         @routes.route()
@@ -152,7 +152,7 @@ class TestResults:
         assert threads[1] is not threads[0]
 
     async def test_pattern(self, serve: Serve) -> None:
-        """The parts of a name are arguments."""
+        """The parts of a name that matches a pattern are passed as arguments, converted."""
         routes = rpc.Routes("shop.")
 
         @routes.route("order.{id}.add")
@@ -170,7 +170,7 @@ class TestResults:
 
 class TestErrors:
     async def test_told(self, serve: Serve) -> None:
-        """What a handler says goes to the peer exactly, raised or returned."""
+        """An RPC error that a handler raises or returns is sent to the peer unchanged."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -191,7 +191,7 @@ class TestErrors:
                 assert answer["error"] == {"type": "shop.sold_out", "message": "tea"}
 
     async def test_mapped(self, serve: Serve) -> None:
-        """The realm maps exceptions and their subclasses; their text stays here."""
+        """A realm maps exceptions and subclasses to URIs; their text isn't sent to the peer."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -206,7 +206,7 @@ class TestErrors:
     async def test_unexpected(
         self, serve: Serve, caplog: pytest.LogCaptureFixture, complaints: Complaints
     ) -> None:
-        """Everything else is a runtime error, logged once with its traceback."""
+        """An unmapped exception is a runtime error, logged once with its traceback."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -222,7 +222,7 @@ class TestErrors:
         assert "ValueError: secret" in caplog.text
 
     async def test_own_timeout(self, serve: Serve, complaints: Complaints) -> None:
-        """A ``TimeoutError`` of the handler's own isn't the call's deadline."""
+        """A ``TimeoutError`` raised in a handler is a runtime error, not the call's deadline."""
         routes = rpc.Routes()
 
         @routes.route(timeout=10)
@@ -236,7 +236,7 @@ class TestErrors:
         assert complaints() == ["a call failed: slow"]
 
     async def test_own_cancellation(self, serve: Serve, complaints: Complaints) -> None:
-        """Nor is a cancellation of the handler's own one of the peer's."""
+        """A ``CancelledError`` raised by a handler is a runtime error, not a cancelled call."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -249,7 +249,7 @@ class TestErrors:
         assert complaints() == ["a call failed: odd"]
 
     async def test_name_in_the_log(self, serve: Serve, complaints: Complaints) -> None:
-        """A name that a peer makes up is one short line of the log."""
+        """A name chosen by a peer is logged escaped and truncated, on one line."""
         routes = rpc.Routes()
 
         @routes.route("order.{id}")
@@ -265,7 +265,7 @@ class TestErrors:
         assert len(two) < 300
 
     async def test_stop_iteration(self, serve: Serve, complaints: Complaints) -> None:
-        """``StopIteration`` is an error like any other, in a thread too."""
+        """``StopIteration`` from a handler is a runtime error, in a thread too."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -283,7 +283,7 @@ class TestErrors:
         assert complaints() == ["a call failed: here", "a call failed: there"]
 
     async def test_unknown(self, serve: Serve) -> None:
-        """An unknown procedure is told from a hidden method."""
+        """An unknown procedure is refused, and so is a method that isn't exposed."""
         routes = rpc.Routes()
 
         @routes.route_class("cart")
@@ -302,7 +302,7 @@ class TestErrors:
             }  # fmt: skip
 
     async def test_own_disconnect(self, serve: Serve) -> None:
-        """A disconnect of our own socket inside a call is never logged as its error."""
+        """A call whose own socket is closed gets ``SessionGone``, which isn't logged."""
         routes, seen = rpc.Routes(), []
 
         @routes.route()
@@ -325,7 +325,7 @@ class TestErrors:
         assert [type(exc) for exc in seen] == [rpc.SessionGone]
 
     async def test_own_disconnect_unseen(self, serve: Serve, complaints: Complaints) -> None:
-        """Also if the reader hasn't seen yet that the connection is lost."""
+        """A send on a lost connection isn't logged, even before the reader detects the loss."""
         routes, left = rpc.Routes(), asyncio.Event()
 
         @routes.route()
@@ -349,7 +349,7 @@ class TestErrors:
 class TestStreams:
     @staticmethod
     def streaming(seen: list[str]) -> rpc.Routes:
-        """Return routes with streams."""
+        """Return routes with streaming procedures that append to *seen*."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -363,7 +363,7 @@ class TestStreams:
         @routes.route()
         async def sums(*numbers: int) -> AsyncIterator[Any]:
             for number in numbers:
-                yield rpc.RPCProgressReport(f"added {number}")  # a bare text is one argument
+                yield rpc.RPCProgressReport(f"added {number}")  # a plain string is one argument
             yield rpc.RPCResult((sum(numbers),))
             seen.append("never")
 
@@ -383,7 +383,7 @@ class TestStreams:
         return routes
 
     async def test_progress(self, serve: Serve) -> None:
-        """Every yield is progress for a caller who asked for it; the end is an empty result."""
+        """Each yield is progress for a caller that asked for it; the end is an empty result."""
         server = await serve(self.streaming([]))
         async with server.wamp() as peer:
             await peer.say([48, 1, {"receive_progress": True}, "count", [2]])
@@ -394,7 +394,7 @@ class TestStreams:
             ]
 
     async def test_unasked(self, serve: Serve) -> None:
-        """A caller who didn't ask gets the result alone."""
+        """A caller that didn't ask for progress gets the final result only."""
         server = await serve(self.streaming([]))
         async with server.wamp() as peer, server.wsrpc() as other:
             assert await peer.call("count", 5) == [50, 1, {}]
@@ -402,7 +402,7 @@ class TestStreams:
             assert await other.ask("sums", [1, 2]) == {"id": 3, "result": 3}
 
     async def test_result_ends_it(self, serve: Serve) -> None:
-        """A result or an error ends a stream: what would follow is not run."""
+        """A yielded result or error ends a stream: the code after that ``yield`` isn't run."""
         seen: list[str] = []
         server = await serve(self.streaming(seen))
         async with server.wamp() as peer:
@@ -413,7 +413,7 @@ class TestStreams:
         assert seen == []
 
     async def test_cancelled(self, serve: Serve) -> None:
-        """A stream that is cancelled is closed, also one that never waits."""
+        """A cancelled stream is closed, even if it never awaits anything."""
         seen: list[str] = []
         server = await serve(self.streaming(seen))
         async with server.wamp() as peer:
@@ -426,7 +426,7 @@ class TestStreams:
         assert seen == ["closed"]
 
     async def test_unasked_and_endless(self, serve: Serve) -> None:
-        """One that never waits, for a caller who didn't ask, lets others have their turn."""
+        """An endless stream whose progress isn't wanted doesn't starve other calls."""
         server = await serve(self.streaming([]))
         async with server.wamp() as peer:
             await peer.say([48, 1, {}, "forever"])
@@ -445,7 +445,7 @@ class TestCancelling:
         await until(lambda: gate.cancelled == gate.arrived)
 
     async def test_kill(self, serve: Serve) -> None:
-        """``kill`` is answered when the handler is done."""
+        """With ``kill`` a call is answered when its handler has finished."""
         routes, done = rpc.Routes(), asyncio.Event()
         held = asyncio.Event()
 
@@ -471,7 +471,7 @@ class TestCancelling:
             assert await peer.hear() == [50, 1, {}, ["all the same"]]
 
     async def test_kill_twice(self, serve: Serve) -> None:
-        """What a call does when it is cancelled isn't cut short by cancelling it again."""
+        """A second CANCEL doesn't interrupt the clean-up of a handler that is being cancelled."""
         routes, seen, may_end = rpc.Routes(), list[str](), asyncio.Event()
 
         @routes.route()
@@ -497,7 +497,7 @@ class TestCancelling:
         assert seen[-1] == "rolled back"
 
     async def test_skip(self, serve: Serve) -> None:
-        """``skip`` is answered at once, and the handler goes on."""
+        """With ``skip`` a call is answered at once, and its handler continues."""
         gate = Gate()
         server = await serve(gated(gate))
         async with server.wamp() as peer:
@@ -509,7 +509,7 @@ class TestCancelling:
         assert gate.cancelled == 0
 
     async def test_skip_has_a_deadline(self, serve: Serve) -> None:
-        """``skip`` is no way round the deadline of a route: the handler is cancelled then."""
+        """A handler that continues after ``skip`` is still cancelled at the route's deadline."""
         gate = Gate()
         server = await serve(gated(gate, timeout=0.05))
         async with server.wamp("wamp.2.json.batched") as peer:
@@ -519,7 +519,7 @@ class TestCancelling:
             assert await peer.call("add", 1, 2, number=2) == [50, 2, {}, [3]]
 
     async def test_unknown_and_finished(self, serve: Serve) -> None:
-        """Numbers that are unknown or answered are ignored."""
+        """A CANCEL for an unknown or an answered call is ignored."""
         server = await serve(gated(Gate()))
         async with server.wamp() as peer:
             assert await peer.call("add", 1, 2) == [50, 1, {}, [3]]
@@ -528,7 +528,7 @@ class TestCancelling:
             assert await peer.call("add", 1, 2, number=2) == [50, 2, {}, [3]]
 
     async def test_in_flight_twice(self, serve: Serve) -> None:
-        """The number of a call in flight is a violation in WAMP."""
+        """A second call with the number of one in flight is a protocol violation in WAMP."""
         server = await serve(gated(Gate()))
         async with server.wamp() as peer:
             await peer.say([48, 1, {}, "wait"])
@@ -538,7 +538,7 @@ class TestCancelling:
             assert await peer.closed() == 1002
 
     async def test_in_flight_twice_wsrpc(self, serve: Serve) -> None:
-        """It is ignored in wsrpc."""
+        """A second call with the number of one in flight is ignored in wsrpc."""
         gate = Gate()
         server = await serve(gated(gate))
         async with server.wsrpc() as peer:
@@ -550,7 +550,7 @@ class TestCancelling:
             assert await peer.ask("add", [1, 2]) == {"id": 3, "result": 3}
 
     async def test_threads_hold_their_place(self, serve: Serve) -> None:
-        """A thread can't be cancelled, so its call counts until it is done."""
+        """A cancelled call in a thread counts against the limit until the thread is done."""
         routes, go, entered = rpc.Routes(), threading.Event(), []
 
         @routes.route(threaded=True)
@@ -570,7 +570,7 @@ class TestCancelling:
 class TestDeadlines:
     @pytest.mark.parametrize(("route", "call"), [(None, 20), (0.02, None), (10, 20), (0.02, 9999)])
     async def test_shorter_one(self, serve: Serve, route: float | None, call: int | None) -> None:
-        """The shorter deadline of route and call ends it."""
+        """A call ends at the shorter one of its own deadline and the route's."""
         gate = Gate()
         server = await serve(gated(gate, timeout=route))
         async with server.wamp() as peer:
@@ -580,14 +580,14 @@ class TestDeadlines:
         assert gate.cancelled == 1
 
     async def test_none(self, serve: Serve) -> None:
-        """0 and null are no deadline."""
+        """A ``timeout`` of 0 or null means no deadline."""
         server = await serve(gated(Gate()))
         async with server.wamp() as peer:
             assert (await peer.ask([48, 1, {"timeout": 0}, "add", [1, 2]]))[3] == [3]
             assert (await peer.ask([48, 2, {"timeout": None}, "add", [1, 2]]))[3] == [3]
 
     async def test_while_waiting(self, serve: Serve) -> None:
-        """A call that waits for others has its deadline as well."""
+        """A call that waits for others to finish ends at its deadline, without running."""
         gate = Gate()
         server = await serve(gated(gate), limits=rpc.CallLimits(calls=1))
         async with server.wamp() as peer:
@@ -597,7 +597,7 @@ class TestDeadlines:
         assert gate.arrived == 1
 
     async def test_of_a_session_that_is_over(self, serve: Serve) -> None:
-        """The deadline of a call that waited is over with its session."""
+        """The deadline of a queued call is dropped with its session, and answers nothing later."""
         gate = Gate()
         server = await serve(gated(gate), limits=rpc.CallLimits(calls=1))
         async with server.wamp() as peer:
@@ -611,7 +611,7 @@ class TestDeadlines:
 
 class TestLimits:
     async def test_order_and_refusal(self, serve: Serve) -> None:
-        """So many run, so many wait in order, and all others are refused at once."""
+        """Calls above the limit wait; those above the waiting limit are refused at once."""
         gate = Gate()
         server = await serve(gated(gate), limits=rpc.CallLimits(calls=2, waiting=2))
         async with server.wamp() as peer:
@@ -624,7 +624,7 @@ class TestLimits:
             assert sorted([(await peer.hear())[1] for _ in range(4)]) == [1, 2, 3, 4]
 
     async def test_bytes_that_wait(self, serve: Serve) -> None:
-        """What waits is limited in bytes as well."""
+        """A call that would exceed the byte limit of waiting calls is refused."""
         gate = Gate()
         limits = rpc.CallLimits(calls=1, waiting_bytes=100)
         server = await serve(gated(gate), limits=limits)
@@ -634,7 +634,7 @@ class TestLimits:
         assert answer[4] == "wamp.error.unavailable"
 
     async def test_cancel_what_waits(self, serve: Serve) -> None:
-        """A call that waits is answered when it is cancelled, in each mode."""
+        """A waiting call that is cancelled is answered at once, in each mode, and never runs."""
         gate = Gate()
         server = await serve(gated(gate), limits=rpc.CallLimits(calls=1))
         async with server.wamp() as peer:
@@ -646,7 +646,7 @@ class TestLimits:
         assert gate.arrived == 1
 
     async def test_many_quick_ones_at_once(self, serve: Serve) -> None:
-        """More quick calls than may run, in one go, are all done."""
+        """Quick calls in one batch are all answered, even if there are more than the limits."""
         server = await serve(gated(Gate()), limits=rpc.CallLimits(calls=5, waiting=5))
         async with server.wamp("wamp.2.json.batched") as peer:
             await peer.say(*([48, n, {}, "add", [n, 0]] for n in range(1, 201)))
@@ -655,7 +655,7 @@ class TestLimits:
         assert {a[0] for a in answers} == {50}
 
     async def test_one_call_that_asks_its_client(self, serve: Serve) -> None:
-        """With one call at a time, one that asks its client gets its answer."""
+        """A call can call its client and get the answer, even if only one call may run."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -676,7 +676,7 @@ class TestLimits:
             assert await other.hear() == {"id": 3, "result": "no"}
 
     async def test_message_too_large(self, serve: Serve) -> None:
-        """A message may be as large as the limit; a larger one closes with 1009."""
+        """A message of the maximum size is accepted; a larger one closes the socket with 1009."""
         server = await serve(gated(Gate()), limits=rpc.CallLimits(message=1000))
         async with server.wamp() as peer:
             await peer.ws.send_str('[48,1,{},"add",[1,2]]'.ljust(1000))
@@ -687,7 +687,7 @@ class TestLimits:
 
 class TestSignals:
     async def test_context(self, serve: Serve) -> None:
-        """A context variable set at the start is read at the end, and never in another call."""
+        """A context variable set at a call's start is visible at its end, and in no other call."""
         gate, mark = Gate(), contextvars.ContextVar[int]("mark")
         server = await serve(gated(gate))
         seen: list[tuple[int, int, str, Any]] = []
@@ -710,7 +710,7 @@ class TestSignals:
         assert seen == [(n, n, "wait", n) for n in (1, 2, 3)]
 
     async def test_exactly_one_end(self, serve: Serve, complaints: Complaints) -> None:
-        """Each start has one success or fail; a call that never starts has one fail alone."""
+        """Each started call has one success or fail; one that never starts has one fail only."""
         gate, routes = Gate(), rpc.Routes()
 
         @routes.route()
@@ -744,7 +744,7 @@ class TestSignals:
         assert complaints() == ["a call failed: fail"]
 
     async def test_context_of_a_refused_call(self, serve: Serve) -> None:
-        """A variable that is set when a call is refused isn't seen in calls that come after it."""
+        """A context variable set by a refused call's fail signal isn't visible in later calls."""
         gate, mark = Gate(), contextvars.ContextVar("mark", default=0)
         routes = gated(gate)
 
@@ -766,7 +766,7 @@ class TestSignals:
             assert await peer.call("look", number=3) == [50, 3, {}, [0]]
 
     async def test_receiver_that_fails(self, serve: Serve, complaints: Complaints) -> None:
-        """A receiver that raises harms nobody."""
+        """A signal receiver that raises is logged, and the call is answered as usual."""
         server = await serve(gated(Gate()))
 
         @server.calls.on_call_start.append
@@ -780,7 +780,7 @@ class TestSignals:
 
 class TestRouteClasses:
     async def test_one_object_per_session(self, serve: Serve) -> None:
-        """Each session has an object of its own, made at its first call and closed at the end."""
+        """Each session has its own object, created at the first call and closed at the end."""
         routes, closed = rpc.Routes("shop."), []
 
         @routes.route_class("cart")
@@ -817,7 +817,7 @@ class TestRouteClasses:
 
 
 async def test_frames_are_text_and_binary(serve: Serve) -> None:
-    """JSON goes out in text frames, MessagePack in binary ones."""
+    """JSON is sent in text frames, and MessagePack in binary frames."""
     server = await serve(gated(Gate()))
     for protocol, kind in (("wamp.2.json", WSMsgType.TEXT), ("wamp.2.msgpack", WSMsgType.BINARY)):
         async with server.wamp(protocol) as peer:

@@ -1,4 +1,4 @@
-"""Calling the client: procedures of its own, in both dialects."""
+"""Calls from the server to procedures of the client, in both dialects."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Complaints = Callable[[], list[str]]
 
 
 async def register(peer: WampPeer, name: str = "add", number: int = 1) -> int:
-    """Register a procedure of the client's; return its number."""
+    """Register a procedure of the client; return the number of the registration."""
     answer = await peer.ask([64, number, {}, name])
     assert answer[:2] == [65, number]
     return int(answer[2])
 
 
 def only(server: Server) -> rpc.Session:
-    """Return the one session that there is."""
+    """Return the only session of the server."""
     (session,) = server.calls.sessions
     return session
 
 
 def asking(server: Server, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
-    """Begin to call the client."""
+    """Return a task that calls the client."""
     return asyncio.create_task(only(server).call(*args, **kwargs))
 
 
@@ -50,7 +50,7 @@ class TestWamp:
         ],
     )
     async def test_result(self, serve: Serve, answer: list[Any], value: Any) -> None:
-        """A YIELD is the result."""
+        """``call()`` returns the result that the client sends in YIELD."""
         server = await serve()
         async with server.wamp() as peer:
             number = await register(peer)
@@ -60,7 +60,7 @@ class TestWamp:
             assert await call == value
 
     async def test_error(self, serve: Serve) -> None:
-        """An ERROR is a ``RemoteError``."""
+        """An ERROR of the client raises a ``RemoteError`` with its URI and arguments."""
         server = await serve()
         async with server.wamp() as peer:
             await register(peer)
@@ -74,7 +74,7 @@ class TestWamp:
         assert failed.value.kwargs == {"x": 1}
 
     async def test_timeout(self, serve: Serve) -> None:
-        """A timeout tells the client, and late answers are dropped."""
+        """A call that times out sends INTERRUPT to the client, and late answers are dropped."""
         server = await serve()
         async with server.wamp() as peer:
             await register(peer)
@@ -90,7 +90,7 @@ class TestWamp:
             assert await call == "in time"
 
     async def test_cancelled(self, serve: Serve) -> None:
-        """So does a cancellation of the wait."""
+        """A cancelled ``call()`` sends INTERRUPT to the client."""
         server = await serve()
         async with server.wamp() as peer:
             await register(peer)
@@ -102,7 +102,7 @@ class TestWamp:
                 await call
 
     async def test_error_for_one_who_is_cancelled(self, serve: Serve) -> None:
-        """An ERROR that comes in the very turn of a cancellation is nobody's."""
+        """An ERROR received in the turn of a cancellation is dropped, and isn't logged."""
         server = await serve()
         async with server.wamp() as peer:
             await register(peer)
@@ -120,7 +120,7 @@ class TestWamp:
             gc.collect()
 
     async def test_inside_a_call(self, serve: Serve) -> None:
-        """A call of ours inside a call of theirs ends with it."""
+        """Cancelling a client's call also interrupts the call to the client inside it."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -138,7 +138,7 @@ class TestWamp:
             ]  # fmt: skip
 
     async def test_gone(self, serve: Serve) -> None:
-        """When the socket goes, whoever waits is told at once."""
+        """A pending call raises ``SessionGone`` when the socket is lost, as do later uses."""
         server = await serve()
         async with server.wamp() as peer:
             await register(peer)
@@ -153,7 +153,7 @@ class TestWamp:
         await session.close()
 
     async def test_not_registered(self, serve: Serve) -> None:
-        """What the client has not registered can't be called."""
+        """A name that the client hasn't registered, or has unregistered, can't be called."""
         server = await serve()
         async with server.wamp() as peer:
             with pytest.raises(rpc.NotRegistered, match=r"'add'.*REGISTER"):
@@ -168,7 +168,7 @@ class TestWamp:
     async def test_not_registered_inside_a_call(
         self, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The caller is told so, and nobody else: any client could fill the log with it."""
+        """``NotRegistered`` in a call is sent to the caller only: clients could fill the log."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -185,14 +185,14 @@ class TestWamp:
         assert "a call failed" not in caplog.text
 
     async def test_limit(self, serve: Serve) -> None:
-        """So many registrations and no more."""
+        """A registration above the limit is refused."""
         server = await serve(limits=rpc.CallLimits(registrations=1))
         async with server.wamp() as peer:
             await register(peer)
             assert (await peer.ask([64, 2, {}, "b"]))[4] == "wamp.error.unavailable"
 
     async def test_long_names(self, serve: Serve) -> None:
-        """The names that are registered fit into a message together."""
+        """The registered names together are limited to the size of one message."""
         server = await serve(limits=rpc.CallLimits(message=1000))
         async with server.wamp() as peer:
             first = await register(peer, "a" * 700)
@@ -202,7 +202,7 @@ class TestWamp:
             await register(peer, "c", 5)
 
     async def test_names_end_with_the_session(self, serve: Serve) -> None:
-        """They don't wait for the garbage collector, which sees few objects and not their size."""
+        """Registered names are dropped at the session's end, without waiting for the collector."""
         server = await serve()
 
         def knows(one: object) -> bool:
@@ -217,14 +217,14 @@ class TestWamp:
         await until(lambda: not knows(work))
 
     async def test_emit(self, serve: Serve) -> None:
-        """``emit()`` is wsrpc's; the error names the other."""
+        """``emit()`` on a WAMP session raises an error that names ``send_event()``."""
         server = await serve()
         async with server.wamp():
             with pytest.raises(TypeError, match="send_event"):
                 await only(server).emit({})
 
     async def test_error_for_nothing(self, serve: Serve) -> None:
-        """An ERROR for what nobody asks is a violation."""
+        """An ERROR for a request type that the server never sends is a protocol violation."""
         server = await serve()
         async with server.wamp() as peer:
             assert (await peer.ask([8, 48, 1, {}, "x"]))[2] == "wamp.error.protocol_violation"
@@ -232,7 +232,7 @@ class TestWamp:
 
 class TestWsrpc:
     async def test_result(self, serve: Serve) -> None:
-        """Arguments go by position or by name."""
+        """Arguments are sent by position or by name, but not both."""
         server = await serve()
         async with server.wsrpc() as peer:
             call = asking(server, "add", 1, 2)
@@ -269,7 +269,7 @@ class TestWsrpc:
         assert (failed.value.uri, failed.value.args) == (uri, args)
 
     async def test_events(self, serve: Serve) -> None:
-        """Events go both ways; there are no topics."""
+        """Events are sent both ways; ``send_event()`` raises an error that names ``emit()``."""
         server = await serve()
         heard: list[Any] = []
 
@@ -287,7 +287,7 @@ class TestWsrpc:
                 await only(server).send_event("t")
 
     async def test_garbage(self, serve: Serve) -> None:
-        """Garbage is ignored, and the connection survives."""
+        """Malformed messages are ignored, and the connection stays open."""
         server = await serve()
         async with server.wsrpc() as peer:
             for text in ("x", "[]", '{"id": "a", "method": "m"}', '{"id": 99, "result": 1}'):
@@ -296,20 +296,20 @@ class TestWsrpc:
             assert await peer.ask("ping", {"a": 1}) == {"id": 3, "result": {"a": 1}}
 
     async def test_silent(self, serve: Serve) -> None:
-        """A peer that doesn't answer pings is closed."""
+        """A peer that stops answering pings is closed with 1001."""
         server = await serve(limits=rpc.CallLimits(ping=0.01, silence=0.05))
         async with server.wsrpc() as peer:
             pings = 0
             for _ in range(3):
                 ping = await peer.hear()
                 pings += ping["method"] == "ping"
-                await peer.say({"id": ping["id"], "result": None})  # harmless
+                await peer.say({"id": ping["id"], "result": None})  # the pong
             assert pings == 3
             assert (await peer.hear())["method"] == "ping"
             assert await peer.closed() == 1001
 
     async def test_no_ping_before_the_answer(self, serve: Serve) -> None:
-        """No ping goes out before the last is answered, whatever the peer says."""
+        """No ping is sent before the last one is answered, whatever else the peer sends."""
         server = await serve(limits=rpc.CallLimits(ping=0.01, silence=5.0))
         async with server.wsrpc() as peer:
             ping = await peer.hear()

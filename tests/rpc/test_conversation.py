@@ -1,4 +1,4 @@
-"""Both dialects, from HELLO to the end, by hand."""
+"""One call in each dialect and encoding, from HELLO to the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def adding() -> rpc.Routes:
 class TestCall:
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     async def test_wamp(self, serve: Serve, protocol: str) -> None:
-        """A call is answered, in each encoding."""
+        """A WAMP call is answered, in each encoding."""
         server = await serve(adding())
         async with server.wamp(protocol) as peer:
             answer = await peer.call("calc.add", 2, 3)
@@ -32,7 +32,7 @@ class TestCall:
         assert answer == [50, 1, {}, [5]]
 
     async def test_wsrpc(self, serve: Serve) -> None:
-        """The same procedure serves wsrpc."""
+        """A wsrpc call of the same procedure is answered, with arguments by position or name."""
         server = await serve(adding())
         async with server.wsrpc() as peer:
             assert await peer.ask("calc.add", [2, 3]) == {"id": 3, "result": 5}

@@ -1,4 +1,4 @@
-"""The end of sessions: log-out, GOODBYE, shutdown, and peers that vanish."""
+"""The end of sessions: log-out, GOODBYE, shutdown, and lost connections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Complaints = Callable[[], list[str]]
 
 
 class World:
-    """Routes with one of each kind, and what is going on in them."""
+    """Routes of each kind, with counters of what is running in them."""
 
     def __init__(self) -> None:
         self.running: dict[str, int] = {}
@@ -89,14 +89,14 @@ class World:
         self.state = state
 
     async def serve(self, serve: Serve, **options: Any) -> Server:
-        """Serve it."""
+        """Serve the routes and the state handler."""
         calls = rpc.Application()
         calls.default.add_rpc_routes(self.routes)
         calls.add_session_state_handler(self.state)
         return await serve(calls, **options)
 
     async def engage(self, server: Server) -> Any:
-        """Return a WAMP client that has one of each going on."""
+        """Return a WAMP client with a call, a stream, a topic and a call to the client running."""
         peer = server.wamp()
         await peer.__aenter__()
         await peer.ask([64, 1, {}, "allow"])
@@ -109,13 +109,13 @@ class World:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is going on any more."""
+        """Whether nothing is running."""
         return not any(self.running.values())
 
 
 class TestLogOut:
     async def test_one_of_each(self, serve: Serve) -> None:
-        """A log-out ends sockets of each kind, and all that goes on in them."""
+        """A log-out closes WAMP and wsrpc sockets, and ends all that runs in them."""
         world = World()
         server = await world.serve(serve)
         before = asyncio.all_tasks()
@@ -143,7 +143,7 @@ class TestLogOut:
 
     @pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
     async def test_nothing_begins_afterwards(self, serve: Serve, dialect: str) -> None:
-        """A call that was read before the socket was closed doesn't begin any more."""
+        """A call received before the socket was closed, but not begun, doesn't begin after it."""
         routes, begun = rpc.Routes(), []
 
         @routes.route()
@@ -166,7 +166,7 @@ class TestLogOut:
 
     @pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
     async def test_nothing_begins_after_close(self, serve: Serve, dialect: str) -> None:
-        """Nor does one that came in the same packet as what closes its session."""
+        """A call sent in one packet with a call that closes the session doesn't begin."""
         routes, begun = rpc.Routes(), list[str]()
 
         @routes.route()
@@ -191,7 +191,7 @@ class TestLogOut:
         assert begun == ["leave"]
 
     async def test_reverse_order(self, serve: Serve) -> None:
-        """Calls are cancelled first, then topics left, then state handlers."""
+        """At the end calls are cancelled first, then topics exited, then state handlers."""
         world = World()
         server = await world.serve(serve)
         peer = await world.engage(server)
@@ -200,7 +200,7 @@ class TestLogOut:
         assert world.ended[-2:] == ["topic", "state"]
 
     async def test_from_inside(self, serve: Serve) -> None:
-        """A call may end its own session's registry entry, and is neither waited for nor lost."""
+        """A call can close its own connection without a deadlock, and its clean-up runs."""
         routes, done = rpc.Routes(), []
 
         @routes.route()
@@ -217,7 +217,7 @@ class TestLogOut:
         await until(lambda: done)
 
     async def test_call_that_closes_its_session(self, serve: Serve) -> None:
-        """It is cancelled like any other once its client has answered, not after the grace."""
+        """A call that closes its session is cancelled when the client has answered GOODBYE."""
         routes, ended = rpc.Routes(), asyncio.Event()
 
         @routes.route()
@@ -236,7 +236,7 @@ class TestLogOut:
             assert await peer.closed() == 1000
 
     async def test_handler_that_goes_on(self, serve: Serve, complaints: Complaints) -> None:
-        """A call that ignores its cancellation is named in the log, and holds up nothing else."""
+        """A call that ignores its cancellation is logged, and state handlers still exit."""
         world = World()
         server = await world.serve(serve)
         async with server.wamp() as peer:
@@ -250,7 +250,7 @@ class TestLogOut:
 
     @pytest.mark.parametrize("how", ["log-out", "goodbye", "close"])
     async def test_end_of_a_call_is_not_cut_short(self, serve: Serve, how: str) -> None:
-        """What a call does when it is cancelled isn't cancelled again; nor are its receivers."""
+        """The clean-up of a cancelled call, and its signal receivers, aren't cancelled."""
         routes, seen = rpc.Routes(), list[str]()
 
         @routes.route()
@@ -295,7 +295,7 @@ class TestLogOut:
         assert seen == ["begin", "rolled back", "told", "one", "two"]
 
     async def test_success_is_told_to_all(self, serve: Serve) -> None:
-        """All receivers are told of a success, also when the session ends meanwhile."""
+        """All success receivers of a call run, even if the session ends in between."""
         routes, told, entered = rpc.Routes(), list[str](), asyncio.Event()
 
         @routes.route()
@@ -325,7 +325,7 @@ class TestLogOut:
     async def test_call_that_has_swallowed_a_cancellation(
         self, serve: Serve, complaints: Complaints
     ) -> None:
-        """A call that went on though its client has cancelled it ends with its session."""
+        """A call that ignored its client's CANCEL is cancelled again when its session ends."""
         routes, seen = rpc.Routes(), list[str]()
 
         @routes.route()
@@ -347,7 +347,7 @@ class TestLogOut:
         assert ["after its session ended" in one for one in complaints()] == [True]
 
     async def test_second_half_that_hangs(self, serve: Serve, complaints: Complaints) -> None:
-        """Each second half runs, even if another hangs."""
+        """The second half of a state handler runs even if another one's hangs."""
         calls, left = rpc.Application(), []
 
         @calls.add_session_state_handler
@@ -367,7 +367,7 @@ class TestLogOut:
         assert "timed out" in complaints()[0]
 
     async def test_second_half_while_cancelled(self, serve: Serve, complaints: Complaints) -> None:
-        """The server cancels a handler that lingers; the second halves run all the same."""
+        """The second halves run even if the registry cancels the websocket handler meanwhile."""
         calls, left = rpc.Application(), []
         timeouts = Timeouts(close=0.1, handler_grace=0.0)
 
@@ -393,19 +393,19 @@ class TestLogOut:
 
 class TestGoodbye:
     async def test_by_the_client(self, serve: Serve) -> None:
-        """GOODBYE ends what is running, and is answered when it has ended."""
+        """A client's GOODBYE ends what is running, and is answered after that."""
         world = World()
         server = await world.serve(serve)
         peer = await world.engage(server)
         await peer.say([6, {}, "wamp.close.normal"])
         while (heard := await peer.hear())[0] != 6:
-            assert heard[0] == 69  # what it was being asked
+            assert heard[0] == 69  # INTERRUPT for the pending call to the client
         assert heard == [6, {}, "wamp.close.goodbye_and_out"]
         assert world.quiet
         await peer.__aexit__(None, None, None)
 
     async def test_by_the_server(self, serve: Serve) -> None:
-        """After a GOODBYE of ours everything but the client's GOODBYE is ignored."""
+        """After the server's GOODBYE all messages but the client's GOODBYE are ignored."""
         world = World()
         server = await world.serve(serve)
         async with server.wamp() as peer:
@@ -416,7 +416,7 @@ class TestGoodbye:
         await until(lambda: world.quiet)
 
     async def test_before_welcome(self, serve: Serve) -> None:
-        """A session that a state handler closes before its client has joined is refused."""
+        """A session that a state handler closes before WELCOME is refused with ABORT."""
         calls, left = rpc.Application(), asyncio.Event()
 
         @calls.default.add_session_state_handler
@@ -432,14 +432,14 @@ class TestGoodbye:
         await left.wait()
 
     async def test_that_isnt_answered(self, serve: Serve) -> None:
-        """A client that doesn't answer a GOODBYE is closed."""
+        """The socket of a client that doesn't answer GOODBYE is closed."""
         server = await World().serve(serve)
         async with server.wamp() as peer:
             assert (await peer.call("quit"))[0] == 6
             assert await peer.closed() == 1000
 
     async def test_wsrpc(self, serve: Serve) -> None:
-        """In wsrpc the socket is closed."""
+        """A session closed in wsrpc, which has no GOODBYE, closes the socket with 1000."""
         server = await World().serve(serve)
         async with server.wsrpc() as peer:
             await peer.say({"id": 3, "method": "quit"})
@@ -455,7 +455,7 @@ class TestLastWords:
         ],
     )  # fmt: skip
     async def test_by_code(self, serve: Serve, code: int, uri: str | None) -> None:
-        """An order's last words are GOODBYE; there are none for 1000 and 1002."""
+        """GOODBYE is sent before an order's close frame, except for the codes 1000 and 1002."""
         server = await serve()
         async with server.wamp() as peer, server.wsrpc() as other:
             closing = asyncio.create_task(server.registry.close_all(close=code))
@@ -467,7 +467,7 @@ class TestLastWords:
 
     @pytest.mark.parametrize("where", ["inside", "outside"])
     async def test_by_the_application(self, serve: Serve, where: str) -> None:
-        """So are those of a close of the application's own, also out of a call."""
+        """GOODBYE is sent before a close by the application, inside or outside of a call."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -487,7 +487,7 @@ class TestLastWords:
             assert await peer.closed() == 4000
 
     async def test_shutdown(self, serve: Serve) -> None:
-        """At shutdown the client is told so."""
+        """At shutdown the client gets GOODBYE with ``system_shutdown``, then close 1001."""
         server = await serve()
         async with server.wamp("wamp.2.msgpack") as peer:
             closing = asyncio.create_task(server.client.server.close())
@@ -496,7 +496,7 @@ class TestLastWords:
             await closing
 
     async def test_none_before_welcome(self, serve: Serve) -> None:
-        """Nor who has said HELLO, but has not been welcomed."""
+        """A client that has sent HELLO, but got no WELCOME, is closed without GOODBYE."""
         calls, entered = rpc.Application(), asyncio.Event()
 
         @calls.add_session_state_handler
@@ -514,7 +514,7 @@ class TestLastWords:
             await closing
 
     async def test_none_before_hello(self, serve: Serve) -> None:
-        """Who has not joined is told nothing."""
+        """A client that has not sent HELLO is closed without GOODBYE."""
         server = await serve()
         async with server.wamp().stranger() as peer:
             closing = asyncio.create_task(server.registry.close_all(close=4401))
@@ -524,7 +524,7 @@ class TestLastWords:
 
 class TestPushes:
     async def test_kept_out(self, serve: Serve) -> None:
-        """Raw pushes of the registry don't get into a protocol of its own."""
+        """Raw pushes of the registry aren't sent to RPC sockets."""
         server = await serve()
         await server.client.get("/login")
         async with server.wamp() as peer, server.wsrpc() as other:
@@ -534,7 +534,7 @@ class TestPushes:
             assert (await other.ask("x"))["id"] == 3
 
     async def test_kept_out_from_the_start(self, serve: Serve) -> None:
-        """Nor while receivers and contexts of the registry have still to be told of the socket."""
+        """Raw pushes aren't sent to an RPC socket while its connection contexts are entered."""
         opened, go_on = asyncio.Event(), asyncio.Event()
         registry = SessionWSRegistry()
 
@@ -552,7 +552,7 @@ class TestPushes:
             assert (await peer.ask([1, "realm", {"roles": {"caller": {}}}]))[0] == 2
 
     async def test_hooks_dont_run(self, serve: Serve) -> None:
-        """``on_request`` and ``on_response`` are for handlers that talk text."""
+        """``on_request`` and ``on_response`` don't run for RPC sockets; connection contexts do."""
         seen: list[str] = []
         registry = SessionWSRegistry()
 
@@ -576,7 +576,7 @@ class TestPushes:
 async def test_text_socket_beside_it(
     aiohttp_client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sockets of both kinds live in one registry, and one log-out ends them."""
+    """RPC sockets and a text socket share one registry, and one log-out closes all of them."""
     calls = rpc.Application()
     server = Server(calls)
 

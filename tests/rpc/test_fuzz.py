@@ -10,7 +10,7 @@ from tests.fuzz import run
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", [1, 2])
 def test_fuzz(seed: int) -> None:
-    """Hostile peers do no harm."""
+    """The fuzzer's run ends without an error, over many connections and messages."""
     fire = run(4000, seed)
 
     assert fire.heard > 100

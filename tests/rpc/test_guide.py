@@ -1,4 +1,4 @@
-"""The programs of docs/calls.rst run."""
+"""The programs of docs/calls.rst, run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GUIDE = Path(__file__).parent.parent.parent / "docs" / "calls.rst"
 
 
 def blocks(language: str) -> list[str]:
-    """Return the code blocks of the guide; whatever docutils finds wrong with it is an error."""
+    """Return the code blocks of the guide; fail on any warning of docutils."""
     settings = {"report_level": 2, "halt_level": 2, "syntax_highlight": "none"}
     document = docutils.core.publish_doctree(GUIDE.read_text(), settings_overrides=settings)
     nodes = document.findall(docutils.nodes.literal_block)
@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 
 async def test_all(aiohttp_client: Any, capsys: Any) -> None:
-    """All blocks are one program, which does what it says."""
+    """All Python blocks of the guide form one program, which behaves as the guide says."""
     names: dict[str, Any] = {"__name__": "guide"}
     for block in blocks("python"):
         exec(compile(block, "calls.rst", "exec"), names)
@@ -65,7 +65,7 @@ async def test_all(aiohttp_client: Any, capsys: Any) -> None:
 
 
 async def test_page(aiohttp_client: Any, browser: Browser) -> None:
-    """The page does in a browser what the text says."""
+    """The page of the guide behaves in a browser as the guide says."""
     names: dict[str, Any] = {"__name__": "guide"}
     exec(compile(blocks("python")[0], "calls.rst", "exec"), names)
     (script,) = blocks("javascript")

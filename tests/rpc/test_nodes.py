@@ -1,4 +1,4 @@
-"""Proven identities and events, on one node and on two."""
+"""Authenticated identities and published events, on one node and on two."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .support import QUICK, Server, WampPeer, who
 
 
 def club() -> tuple[rpc.Application, rpc.Realm]:
-    """Return an application with a realm that wants tickets, and a topic."""
+    """Return an application with a realm that requires tickets and has a topic."""
     calls, realm = rpc.Application(), rpc.Realm("club")
     routes = rpc.Routes()
 
@@ -35,7 +35,7 @@ def club() -> tuple[rpc.Application, rpc.Realm]:
 
 
 async def join(server: Server, ticket: str = "ann") -> Any:
-    """Return a client that has joined by a ticket."""
+    """Return a client that has joined with a ticket."""
     peer = server.wamp().joining("club", authmethods=["ticket"])
     await peer.__aenter__()
     assert (await peer.ask([5, ticket, {}]))[0] == 2
@@ -44,7 +44,7 @@ async def join(server: Server, ticket: str = "ann") -> Any:
 
 class TestProven:
     async def test_log_out_everywhere(self, serve: Serve) -> None:
-        """A log-out everywhere of whom a ticket has proven ends the session."""
+        """``end_identity()`` ends RPC sessions whose identity was proven by a ticket."""
         calls, _ = club()
         server = await serve(calls)
         ann, bob = await join(server), await join(server, "bob")
@@ -57,12 +57,12 @@ class TestProven:
         await until(lambda: len(calls.sessions) == 1)
         await server.registry.end_identity("bob")
         await bob.hear()
-        again = await join(server)  # it began later
+        again = await join(server)  # joined after the order: not closed
         for peer in (ann, bob, again):
             await peer.__aexit__(None, None, None)
 
     async def test_while_the_challenge_is_out(self, serve: Serve) -> None:
-        """Also one that comes while the challenge is out."""
+        """An ``end_identity()`` between CHALLENGE and AUTHENTICATE closes the joining client."""
         calls, _ = club()
         server = await serve(calls)
         async with server.wamp().joining("club", authmethods=["ticket"]) as peer:
@@ -72,7 +72,7 @@ class TestProven:
         assert not calls.sessions
 
     async def test_after_goodbye(self, serve: Serve) -> None:
-        """After GOODBYE nothing is proven any more."""
+        """After GOODBYE the connection no longer has the identity proven before."""
         calls, _ = club()
         server = await serve(calls)
         peer = await join(server)
@@ -84,7 +84,7 @@ class TestProven:
         await peer.__aexit__(None, None, None)
 
     async def test_transport(self, serve: Serve) -> None:
-        """What a transport authenticator returns is filed when it isn't the session's."""
+        """An identity returned by a transport authenticator can be ended in the registry."""
         calls = rpc.Application()
         calls.default.add_transport_authenticator(lambda session: "robot")
         server = await serve(calls)
@@ -96,7 +96,7 @@ class TestProven:
             assert (await ending).sockets == 2
 
     async def test_without_identify(self, serve: Serve) -> None:
-        """Without ``identify`` tickets are taken all the same."""
+        """A client can join with a ticket even if the registry has no ``identify``."""
         calls, _ = club()
         server = await serve(calls, SessionWSRegistry(timeouts=QUICK))
         peer = await join(server)
@@ -105,7 +105,7 @@ class TestProven:
 
 class TestIds:
     async def test_nothing_is_saved(self, serve: Serve) -> None:
-        """A client without cookies gets none, and leaves no session behind."""
+        """A client without cookies can join, and gets no cookie."""
         server = await serve(rpc.Application())
         async with server.wamp() as peer:
             assert not list(server.client.session.cookie_jar)
@@ -115,7 +115,7 @@ class TestIds:
 
 class TestTwoApplications:
     async def test_apart(self, serve: Serve) -> None:
-        """Two applications on one registry don't hear each other's events."""
+        """Two applications on one registry don't receive each other's events."""
         registry = SessionWSRegistry(identify=who, timeouts=QUICK)
         one, two = rpc.Application(), rpc.Application(name="two")
         for calls in (one, two):
@@ -136,7 +136,7 @@ class TestTwoApplications:
 
 class TestTwoRegistries:
     async def test_once_each(self, serve: Serve) -> None:
-        """One application in two web applications sends each subscriber an event once."""
+        """An application served in two web applications sends each event once per subscriber."""
         calls, _ = club()
         peers = [await join(await serve(calls)) for _ in range(2)]
         for peer in peers:
@@ -148,7 +148,7 @@ class TestTwoRegistries:
             await peer.__aexit__(None, None, None)
 
     async def test_one_after_another(self, serve: Serve) -> None:
-        """An application may be served again, with another registry."""
+        """An application can be served again, with another registry."""
         calls, _ = club()
         stopped = await serve(calls)
         await stopped.client.close()
@@ -162,7 +162,7 @@ class TestTwoRegistries:
 
 
 def test_registry_that_is_let_go() -> None:
-    """An application keeps no registry in memory, whether it is still there itself or not."""
+    """A registry is garbage collected whether or not its application still exists."""
     calls = rpc.Application()
     for _ in range(2):
         registry = SessionWSRegistry()
@@ -180,7 +180,7 @@ def test_registry_that_is_let_go() -> None:
 
 
 async def test_below_a_prefix(serve: Serve) -> None:
-    """One application stands at two addresses, one of them in a sub-application."""
+    """An application served at two URLs, one in a sub-application, publishes to both."""
     calls = rpc.Application()
     routes = rpc.Routes()
 
@@ -216,7 +216,7 @@ async def nodes(redis_server: Any, serve: Serve) -> list[Server]:
 
 class TestTwoNodes:
     async def test_publish(self, nodes: list[Server]) -> None:
-        """An event reaches subscribers on all nodes, and only those it is for."""
+        """An event reaches subscribers on all nodes, and only those of the given identity."""
         peers = [await join(server, "ann") for server in nodes]
         bob = await join(nodes[1], "bob")
         for peer in (*peers, bob):
@@ -234,7 +234,7 @@ class TestTwoNodes:
             await peer.__aexit__(None, None, None)
 
     async def test_log_out_everywhere(self, nodes: list[Server]) -> None:
-        """A log-out everywhere ends proven sessions on all nodes."""
+        """``end_identity()`` ends authenticated RPC sessions on all nodes."""
         peers = [await join(server, "ann") for server in nodes]
         await nodes[0].registry.end_identity("ann", wait=5.0)
         for peer in peers:

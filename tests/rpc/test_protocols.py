@@ -1,4 +1,4 @@
-"""The two protocol modules, without any I/O."""
+"""The protocol modules of WAMP and wsrpc, without I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiohttp_session_ws.rpc import wamp, wamp_messages as messages_of, wsrpc
 from aiohttp_session_ws.rpc.errors import ProtocolViolation, RPCError
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "vectors.json").read_text())
-#: What we never hear of a client, or have no features for.
+#: Messages that clients never send, or of features that the package doesn't have.
 NEVER_HEARD = {
     "WELCOME", "CHALLENGE", "PUBLISHED", "SUBSCRIBED", "UNSUBSCRIBED", "EVENT", "RESULT",
     "REGISTERED", "UNREGISTERED", "INVOCATION", "INTERRUPT", "EVENT_RECEIVED",
@@ -42,7 +42,7 @@ class TestVectors:
 
     @pytest.mark.parametrize("vector", [v for v in VECTORS if v["message"] not in NEVER_HEARD])
     def test_heard(self, vector: dict[str, Any]) -> None:
-        """What a client sends is read, in both encodings alike."""
+        """A client's message is decoded, to the same result in both encodings."""
         found = []
         for codec, frame in frames(vector):
             (message,) = messages(codec, frame)
@@ -52,7 +52,7 @@ class TestVectors:
 
     @pytest.mark.parametrize("vector", [v for v in VECTORS if v["message"] in NEVER_HEARD])
     def test_not_heard(self, vector: dict[str, Any]) -> None:
-        """What only a router sends is a violation."""
+        """A message that only a router sends, or of an unsupported feature, is a violation."""
         for codec, frame in frames(vector):
             with pytest.raises(ProtocolViolation):
                 messages(codec, frame)
@@ -75,7 +75,7 @@ class TestVectors:
         ],
     )
     def test_said(self, name: str, frame: list[Any]) -> None:
-        """What we send is what the specification says."""
+        """Each message that the server sends is encoded as in the specification."""
         vector = next(v for v in VECTORS if v["message"] == name)
         assert json.loads(JSON.encode(list(frame))) in [json.loads(t) for t in vector["json"]]
         assert MSGPACK.encode(list(frame)).hex() in vector["msgpack"]
@@ -97,14 +97,14 @@ class TestWamp:
         ],
     )  # fmt: skip
     def test_malformed(self, text: str) -> None:
-        """What isn't WAMP is a violation, and quotes nothing of it."""
+        """A malformed message is a violation, and the error doesn't quote the message."""
         with pytest.raises(ProtocolViolation) as found:
             messages(JSON, text)
         assert str(found.value) in ("malformed message", "a batch of no messages")
         assert found.value.__cause__ is None
 
     def test_kinds_of_frames(self) -> None:
-        """Text in a binary dialect is a violation, and the other way round."""
+        """A text frame in a binary encoding is a violation, and so is the reverse."""
         with pytest.raises(ProtocolViolation):
             messages(JSON, b'[48,1,{},"a"]')
         with pytest.raises(ProtocolViolation):
@@ -123,12 +123,12 @@ class TestWamp:
         ],
     )
     def test_batches_that_are_none(self, codec: wamp.Codec, frame: str | bytes) -> None:
-        """An empty batch is a violation, and one that is cut off."""
+        """An empty batch is a violation, and so is a truncated one."""
         with pytest.raises(ProtocolViolation):
             messages(codec, frame)
 
     def test_batches(self) -> None:
-        """A batch has its messages in order."""
+        """A batch is decoded to its messages in order, and one message is sent as a batch."""
         one, two = msgspec.msgpack.encode([66, 1, 1]), msgspec.msgpack.encode([66, 2, 1])
         batch = b"".join(len(m).to_bytes(4, "big") + m for m in (one, two))
 
@@ -149,14 +149,14 @@ class TestWamp:
         )
     )
     def test_bytes_in_json(self, value: Any) -> None:
-        """Bytes come through JSON and back, however deep they are."""
+        """Bytes survive a round trip through JSON, at any depth."""
         text = JSON.encode(messages_of.result(1, [value])).decode()
         (call,) = messages(JSON, text.replace("[50,1,{}", '[48,1,{},"a"', 1))
 
         assert call.args == [value]
 
     def test_bytes_in_structs(self) -> None:
-        """Also those inside of something that msgspec has to encode first."""
+        """Bytes inside a struct are encoded in JSON as WAMP binary strings."""
 
         class Blob(msgspec.Struct):
             data: bytes
@@ -192,13 +192,13 @@ class TestWsrpc:
         ],
     )
     def test_params(self, params: str, args: Any, kwargs: Any) -> None:
-        """Params are positionals, names, or one positional."""
+        """``params`` is decoded to positional, named, or one positional argument."""
         found = wsrpc.decode(f'{{"id": 3, "method": "m", "params": {params}}}')
 
         assert found == wsrpc.Request(3, "m", args, kwargs)
 
     def test_without_params(self) -> None:
-        """No params are no arguments."""
+        """A request without ``params`` has no arguments."""
         assert wsrpc.decode('{"id": 3, "method": "m"}') == wsrpc.Request(3, "m", (), {})
 
     @pytest.mark.parametrize(
@@ -213,14 +213,14 @@ class TestWsrpc:
         ],
     )
     def test_replies(self, frame: str, result: Any, error: Any) -> None:
-        """An error that isn't null is an error, whatever stands beside it."""
+        """A reply with an ``error`` that isn't null is an error, whatever its ``result``."""
         assert wsrpc.decode(frame) == wsrpc.Reply(4, result, error)
 
     @pytest.mark.parametrize(
         "frame", ['{"x": 1}', '{"method": "m"}', '{"id": null, "x": 1}', '{"method": 5}']
     )
     def test_events(self, frame: str) -> None:
-        """An object without id is an event."""
+        """An object without an id is an event."""
         assert wsrpc.decode(frame) == wsrpc.Event(json.loads(frame))
 
     @pytest.mark.parametrize(
@@ -231,12 +231,12 @@ class TestWsrpc:
         ],
     )  # fmt: skip
     def test_garbage(self, frame: str | bytes) -> None:
-        """What isn't wsrpc is told from what is."""
+        """A frame that isn't valid wsrpc is a violation."""
         with pytest.raises(ProtocolViolation):
             wsrpc.decode(frame)
 
     def test_errors(self) -> None:
-        """Our errors are named as its clients know them."""
+        """Built-in errors get wsrpc's type names; an application's error keeps its URI."""
         told = json.loads(wsrpc.error(3, RPCError("wamp.error.runtime_error")))
         own = json.loads(wsrpc.error(3, RPCError("shop.sold_out", ["tea"], 2)))
 
@@ -244,7 +244,7 @@ class TestWsrpc:
         assert own == {"id": 3, "error": {"type": "shop.sold_out", "message": '["tea"]'}}
 
     def test_bytes(self) -> None:
-        """Bytes are Base64."""
+        """Bytes are encoded as Base64."""
         assert wsrpc.result(3, b"\0\1") == b'{"id":3,"result":"AAE="}'
 
     @given(st.text())
