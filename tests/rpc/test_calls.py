@@ -435,7 +435,7 @@ class TestStreams:
 
 class TestCancelling:
     async def test_killnowait(self, serve: Serve) -> None:
-        """By default a call is answered at once, and its handler cancelled."""
+        """By default and in unknown modes, CANCEL is answered at once and stops the handler."""
         gate = Gate()
         server = await serve(gated(gate))
         for options in ({}, {"mode": "killnowait"}, {"mode": "nonsense"}, {"mode": 5}):

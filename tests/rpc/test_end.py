@@ -250,7 +250,7 @@ class TestLogOut:
 
     @pytest.mark.parametrize("how", ["log-out", "goodbye", "close"])
     async def test_end_of_a_call_is_not_cut_short(self, serve: Serve, how: str) -> None:
-        """The clean-up of a cancelled call, and its signal receivers, aren't cancelled."""
+        """A session's end doesn't cancel a call's clean-up again, nor its signal receivers."""
         routes, seen = rpc.Routes(), list[str]()
 
         @routes.route()

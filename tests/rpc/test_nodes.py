@@ -84,7 +84,7 @@ class TestProven:
         await peer.__aexit__(None, None, None)
 
     async def test_transport(self, serve: Serve) -> None:
-        """An identity returned by a transport authenticator can be ended in the registry."""
+        """``end_identity()`` finds an authenticator's identity that isn't the HTTP session's."""
         calls = rpc.Application()
         calls.default.add_transport_authenticator(lambda session: "robot")
         server = await serve(calls)

@@ -167,14 +167,14 @@ class TestWamp:
 
     @given(st.text())
     def test_any_text(self, text: str) -> None:
-        """No text does any harm."""
+        """Decoding any text raises nothing but ``ProtocolViolation``."""
         for codec in (JSON, JSON_BATCHED):
             with contextlib.suppress(ProtocolViolation):
                 messages(codec, text)
 
     @given(st.binary())
     def test_any_bytes(self, data: bytes) -> None:
-        """No bytes do any harm."""
+        """Decoding any bytes raises nothing but ``ProtocolViolation``."""
         for codec in (MSGPACK, MSGPACK_BATCHED):
             with contextlib.suppress(ProtocolViolation):
                 messages(codec, data)
@@ -249,6 +249,6 @@ class TestWsrpc:
 
     @given(st.text())
     def test_any_text(self, text: str) -> None:
-        """No text does any harm."""
+        """Decoding any text raises nothing but ``ProtocolViolation``."""
         with contextlib.suppress(ProtocolViolation):
             wsrpc.decode(text)

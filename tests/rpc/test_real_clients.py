@@ -1,4 +1,4 @@
-"""The clients that people have: autobahn in Python and JavaScript, and both of wsrpc."""
+"""Third-party clients: autobahn and wsrpc, each in Python and JavaScript."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def calculator() -> rpc.Application:
-    """Return an application with one of each kind, whose realm wants a ticket."""
+    """Return an application with procedures of each kind and a topic."""
     routes = rpc.Routes("calc.")
 
     @routes.route()
@@ -56,7 +56,7 @@ def calculator() -> rpc.Application:
 
 
 def with_ticket() -> rpc.Application:
-    """Return the same, in a realm that wants a ticket."""
+    """Return the same application with a realm that requires a ticket."""
     calls = calculator()
     realm = rpc.Realm("realm")
     realm.served = calls.default.served
@@ -68,7 +68,7 @@ def with_ticket() -> rpc.Application:
 
 
 async def node(which: str, server: Server) -> Any:
-    """Run a client under node; return what it has seen."""
+    """Run a client under Node.js; return the results that it prints."""
     expect_clients(HERE / "node_modules")
     url = str(server.client.make_url("/rpc")).replace("http", "ws")
     process = await asyncio.create_subprocess_exec(
@@ -87,7 +87,7 @@ async def node(which: str, server: Server) -> Any:
 
 
 async def test_autobahn_js(serve: Serve) -> None:
-    """AutobahnJS: a ticket, calls, progress, a registration, events, cancelling."""
+    """AutobahnJS joins by a ticket, calls, gets progress and events, registers and cancels."""
     seen = await node("autobahn", await serve(with_ticket()))
 
     assert seen == {
@@ -97,7 +97,7 @@ async def test_autobahn_js(serve: Serve) -> None:
 
 
 async def test_wsrpc_js(serve: Serve) -> None:
-    """@wsrpc/client: calls both ways, and errors."""
+    """@wsrpc/client calls, answers calls, and gets errors."""
     seen = await node("wsrpc", await serve(calculator()))
 
     assert seen == {
@@ -107,7 +107,7 @@ async def test_wsrpc_js(serve: Serve) -> None:
 
 
 async def test_wsrpc_python(serve: Serve) -> None:
-    """wsrpc_aiohttp: calls both ways, and errors."""
+    """wsrpc_aiohttp calls, answers calls, and gets errors."""
     wsrpc = pytest.importorskip("wsrpc_aiohttp")
     server = await serve(calculator())
     client = wsrpc.WSRPCClient(server.client.make_url("/rpc"))
@@ -130,7 +130,7 @@ async def test_wsrpc_python(serve: Serve) -> None:
 @pytest.mark.parametrize("serializer", ["JsonSerializer", "MsgPackSerializer"])
 @pytest.mark.parametrize("batched", [False, True])
 async def test_autobahn_python(serve: Serve, serializer: str, batched: bool) -> None:
-    """autobahn-python: a ticket, calls, progress, a registration, events."""
+    """autobahn-python joins by a ticket, calls, gets progress and events, and registers."""
     pytest.importorskip("autobahn")
     wamp: Any = importlib.import_module("autobahn.asyncio.wamp")
     websocket: Any = importlib.import_module("autobahn.asyncio.websocket")
@@ -154,7 +154,7 @@ async def test_autobahn_python(serve: Serve, serializer: str, batched: bool) -> 
         async def onJoin(self, details: Any) -> None:
             try:
                 await self.use(details)
-            except Exception as exc:  # noqa: BLE001  # it is raised by the test
+            except Exception as exc:  # noqa: BLE001  # the test raises it
                 over.set_exception(exc)
             self.leave()
 
@@ -169,7 +169,7 @@ async def test_autobahn_python(serve: Serve, serializer: str, batched: bool) -> 
             await self.call(
                 "calc.count", 3, options=types.CallOptions(on_progress=seen["progress"].append)
             )
-            await self.call("calc.count", 3)  # nobody asked for progress
+            await self.call("calc.count", 3)  # without asking for progress
             await self.register(lambda question: f"{question}!", "allow")
             seen["asked"] = await self.call("calc.confirm", "really")
             event: asyncio.Future[str] = asyncio.get_running_loop().create_future()

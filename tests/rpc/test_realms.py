@@ -1,4 +1,4 @@
-"""Realms: who may join, and what they may do."""
+"""Realms: joining, authentication, guards, state handlers, RPC handlers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def application(**options: Any) -> tuple[rpc.Application, rpc.Realm]:
 
 
 async def refused(server: Server, realm: str = "club", **details: Any) -> list[Any]:
-    """Say HELLO and expect ABORT and close 1000."""
+    """Send HELLO, and expect ABORT and close 1000; return the ABORT."""
     async with server.wamp().stranger() as peer:
         answer = await peer.ask([1, realm, details])
         assert answer[0] == 3, answer
@@ -50,14 +50,14 @@ async def refused(server: Server, realm: str = "club", **details: Any) -> list[A
 
 
 def sign(key: bytes, challenge: list[Any]) -> list[Any]:
-    """Return the AUTHENTICATE for a wampcra challenge."""
+    """Return the AUTHENTICATE message for a wampcra challenge."""
     digest = hmac.digest(key, challenge[2]["challenge"].encode(), "sha256")
     return [5, base64.b64encode(digest).decode(), {}]
 
 
 class TestJoining:
     async def test_welcome(self, serve: Serve) -> None:
-        """Without an authenticator everybody joins; WELCOME leaves out what is unknown."""
+        """Without an authenticator any client joins; WELCOME omits unknown details."""
         calls, _ = application()
         server = await serve(calls)
         async with server.wamp().joining("club") as peer:
@@ -75,14 +75,14 @@ class TestJoining:
             assert await peer.call("who") == [50, 1, {}, [None, None, "anonymous", None]]
 
     async def test_nulls(self, serve: Serve) -> None:
-        """``authid`` and ``authmethods`` may be null."""
+        """HELLO is accepted with ``authid`` and ``authmethods`` null."""
         calls, _ = application()
         server = await serve(calls)
         async with server.wamp().joining("club", authid=None, authmethods=None) as peer:
             assert peer.welcome[0] == 2
 
     async def test_no_such_realm(self, serve: Serve) -> None:
-        """Without a default realm, others are refused."""
+        """Without a default realm, HELLO for an unknown realm is refused."""
         calls, _ = application(allow_default_realm=False)
         server = await serve(calls)
         assert (await refused(server, "other"))[2] == "wamp.error.no_such_realm"
@@ -90,7 +90,7 @@ class TestJoining:
             _ = calls.default
 
     async def test_default_realm(self, serve: Serve) -> None:
-        """With one, it takes them."""
+        """With a default realm, HELLO for an unknown realm joins the default realm."""
         calls, _ = application()
         calls.default.add_rpc_routes(whoami())
         server = await serve(calls)
@@ -99,7 +99,7 @@ class TestJoining:
             assert (await peer.call("who"))[0] == 50
 
     async def test_again(self, serve: Serve) -> None:
-        """After GOODBYE a HELLO may follow on the same connection, and starts empty."""
+        """After GOODBYE a client can join again on its connection, with empty session data."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -120,7 +120,7 @@ class TestJoining:
             assert (await peer.call("visit"))[3] == [False, "Ann"]
 
     async def test_what_is_meant_for_the_one_before(self, serve: Serve) -> None:
-        """Nothing that a session does once it is over reaches the next one of its connection."""
+        """Uses of an ended session don't reach the next session of its connection."""
         calls, seen = rpc.Application(), list[rpc.Session | None]()
 
         @calls.default.set_ticket_authenticator
@@ -163,7 +163,7 @@ class TestJoining:
         [[48, 1, {}, "who"], [6, {}, "x"], [5, "x", {}], [1, "club"], [1, "club", {"authid": 5}]],
     )
     async def test_first_message(self, serve: Serve, message: list[Any]) -> None:
-        """What isn't a HELLO at first is a violation."""
+        """A first message that isn't a valid HELLO is a protocol violation."""
         server = await serve(application()[0])
         async with server.wamp().stranger() as peer:
             answer = await peer.ask(message)
@@ -171,14 +171,14 @@ class TestJoining:
             assert await peer.closed() == 1002
 
     async def test_second_hello(self, serve: Serve) -> None:
-        """So is a second one."""
+        """A second HELLO is a protocol violation."""
         server = await serve(application()[0])
         async with server.wamp().joining("club") as peer:
             assert (await peer.ask([1, "club", {}]))[2] == "wamp.error.protocol_violation"
             assert await peer.closed() == 1002
 
     async def test_too_late(self, serve: Serve) -> None:
-        """Who doesn't say HELLO is sent away."""
+        """A client that doesn't send HELLO in time is refused."""
         calls, _ = application(limits=rpc.CallLimits(join=0.05))
         server = await serve(calls)
         async with server.wamp().stranger() as peer:
@@ -186,7 +186,7 @@ class TestJoining:
             assert await peer.closed() == 1000
 
     async def test_too_late_with_the_signature(self, serve: Serve) -> None:
-        """Who doesn't answer a challenge as well."""
+        """A client that doesn't answer CHALLENGE in time is refused."""
         calls, club = application(limits=rpc.CallLimits(join=0.05))
         club.set_ticket_authenticator(lambda session, ticket: ticket)
         server = await serve(calls)
@@ -195,7 +195,7 @@ class TestJoining:
             assert (await peer.hear())[2] == "wamp.error.timeout"
 
     async def test_abort_by_the_client(self, serve: Serve) -> None:
-        """A client may change its mind."""
+        """A client that answers CHALLENGE with ABORT is closed with 1000."""
         calls, club = application()
         club.set_ticket_authenticator(lambda session, ticket: ticket)
         server = await serve(calls)
@@ -214,21 +214,21 @@ class TestDialects:
         ],
     )
     async def test_refused(self, serve: Serve, dialects: Any, offer: list[str]) -> None:
-        """Only unknown subprotocols, or a dialect that is off, is a bad request."""
+        """A handshake is answered 400 if no subprotocol or dialect of it is enabled."""
         server = await serve(rpc.Application(dialects=dialects))
         with pytest.raises(WSServerHandshakeError) as refused:
             await server.client.ws_connect("/rpc", protocols=offer)
         assert refused.value.status == 400
 
     async def test_first_offer(self, serve: Serve) -> None:
-        """The client's first offer that is spoken here is taken."""
+        """The first of the client's subprotocols that the server supports is chosen."""
         server = await serve(rpc.Application())
         protocols = ["x", "wamp.2.msgpack", "wamp.2.json"]
         async with server.client.ws_connect("/rpc", protocols=protocols) as ws:
             assert ws.protocol == "wamp.2.msgpack"
 
     async def test_plain_get(self, serve: Serve) -> None:
-        """A request that is no handshake fires ``on_fail`` alone, before ``authorize``."""
+        """A request that isn't a handshake fires ``on_fail`` only, without ``authorize``."""
         asked: list[Any] = []
         calls = rpc.Application(authorize=asked.append)
         server = await serve(calls)
@@ -246,7 +246,7 @@ class TestDialects:
 
     @pytest.mark.parametrize("answer", [False, None])
     async def test_authorize(self, serve: Serve, answer: Any) -> None:
-        """What ``authorize`` says is false is answered 403."""
+        """A handshake is answered 403 if ``authorize`` returns a false value."""
 
         async def authorize(request: Any) -> Any:
             return answer
@@ -259,7 +259,7 @@ class TestDialects:
 
 class TestAuthentication:
     async def test_transport(self, serve: Serve) -> None:
-        """Transport authenticators are asked in order; the session's identity comes along."""
+        """A client joins by the first transport authenticator that returns an identity."""
         calls, club = application()
 
         async def nobody(session: rpc.Session) -> None:
@@ -277,7 +277,7 @@ class TestAuthentication:
             assert (await peer.call("who"))[3][0] == "ann"
 
     async def test_ticket(self, serve: Serve) -> None:
-        """A ticket is checked."""
+        """A valid ticket sets identity and method; a wrong ticket or another method is refused."""
         calls, club = application()
 
         async def check(session: rpc.Session, ticket: str) -> str | None:
@@ -299,7 +299,7 @@ class TestAuthentication:
 
     @pytest.mark.parametrize("nobody", [None, False])
     async def test_nobody(self, serve: Serve, nobody: Any) -> None:
-        """Who is known to none is refused, also where an authenticator only compares."""
+        """A client is refused if each authenticator returns ``None`` or ``False``."""
         calls, club = application()
         club.add_transport_authenticator(lambda session: nobody)
         club.set_ticket_authenticator(lambda session, ticket: nobody)
@@ -309,7 +309,7 @@ class TestAuthentication:
 
     @pytest.mark.parametrize("salted", [False, True])
     async def test_cra(self, serve: Serve, salted: bool) -> None:
-        """A signature is checked, with or without salt."""
+        """A WAMP-CRA signature is verified, salted or not; unknown users are challenged alike."""
         calls, club = application()
         key = b"secret"
         if salted:
@@ -343,7 +343,7 @@ class TestAuthentication:
             assert welcome[2]["authrole"] == "thief"
             assert (await peer.call("who"))[3] == ["user:ali", "ali", "wampcra", "thief"]
         async with joining("ali") as peer, joining("nobody") as stranger:
-            # Challenged like any other.
+            # An unknown user gets a challenge of the same form.
             assert set(stranger.welcome[2]) == set(peer.welcome[2])
             known, unknown = (json.loads(p.welcome[2]["challenge"]) for p in (peer, stranger))
             assert known.keys() == unknown.keys()
@@ -353,7 +353,7 @@ class TestAuthentication:
                 assert answer[2] == "wamp.error.authentication_failed"
 
     async def test_handler(self, serve: Serve) -> None:
-        """An authentication handler does it all, and refuses if it says nothing."""
+        """An authentication handler accepts or aborts; a client is refused if it does neither."""
         calls, club = application()
 
         @club.set_authentication_handler
@@ -373,7 +373,7 @@ class TestAuthentication:
 
     @pytest.mark.parametrize("error", [ValueError("secret"), asyncio.CancelledError("secret")])
     async def test_error(self, serve: Serve, complaints: Complaints, error: BaseException) -> None:
-        """One that fails says so, and nothing of its error: the client may try again."""
+        """A failing authenticator aborts with ``runtime_error``, and doesn't reveal its error."""
         calls, club = application()
 
         @club.add_transport_authenticator
@@ -386,7 +386,7 @@ class TestAuthentication:
 
     @pytest.mark.parametrize("why", ["runtime_error", "timeout"])
     async def test_wsrpc_fails(self, serve: Serve, complaints: Complaints, why: str) -> None:
-        """One that fails, or takes too long, is told of in wsrpc's close frame as well."""
+        """A failing or slow authenticator is reported in the close frame in wsrpc."""
         calls = rpc.Application(limits=rpc.CallLimits(join=0.05 if why == "timeout" else 10.0))
 
         @calls.default.add_transport_authenticator
@@ -403,7 +403,7 @@ class TestAuthentication:
         assert complaints() == expected
 
     async def test_wsrpc(self, serve: Serve) -> None:
-        """Wsrpc's sessions are the default realm's, which may refuse them."""
+        """A wsrpc client joins the default realm, whose authenticators can refuse it."""
         calls = rpc.Application()
         calls.default.add_rpc_routes(whoami())
         calls.default.add_transport_authenticator(rpc.session_identity)
@@ -418,7 +418,7 @@ class TestAuthentication:
 
 class TestGuard:
     async def test_each_action(self, serve: Serve) -> None:
-        """The guard is asked before arguments are read, for each kind of request."""
+        """The guard is called for each kind of request, before arguments are bound."""
         calls, club = application()
         routes, asked = rpc.Routes(), []
 
@@ -450,7 +450,7 @@ class TestGuard:
 
 class TestStateHandlers:
     async def test_nested(self, serve: Serve) -> None:
-        """The application's run around the realm's, each second half in reverse."""
+        """The application's state handlers wrap the realm's; second halves run in reverse."""
         calls, club = application()
         seen: list[str] = []
         calls.set_default_arg("seen", seen)
@@ -478,7 +478,7 @@ class TestStateHandlers:
         assert seen[2:] == ["realm out", "app out"]
 
     async def test_refuses(self, serve: Serve) -> None:
-        """A first half may refuse; those before it are left."""
+        """A state handler can refuse a session; handlers entered before it are exited."""
         calls, club = application()
         left: list[str] = []
 
@@ -499,7 +499,7 @@ class TestStateHandlers:
 
     @pytest.mark.parametrize("error", [ValueError("secret"), asyncio.CancelledError("secret")])
     async def test_fails(self, serve: Serve, complaints: Complaints, error: BaseException) -> None:
-        """One that fails is logged, and the peer told no more than that."""
+        """A failing state handler is logged; the peer gets ``runtime_error`` without details."""
         calls, club = application()
 
         @club.add_session_state_handler
@@ -513,7 +513,7 @@ class TestStateHandlers:
         assert complaints() == ["a session state handler failed"]
 
     async def test_missing_argument(self) -> None:
-        """An argument that nobody gives is an error at the start, with its remedy."""
+        """A state handler's argument without a source is an error at startup, with its remedy."""
         calls, club = application()
 
         @club.add_session_state_handler
@@ -525,7 +525,7 @@ class TestStateHandlers:
             await web.AppRunner(Server(calls).app).setup()
 
     async def test_unfit_argument(self) -> None:
-        """So is one that only a default argument could fill, in a sub-application too."""
+        """An argument that no peer can pass is an error at startup, in a sub-application too."""
         calls, club = application()
         routes = rpc.Routes()
 
@@ -541,7 +541,7 @@ class TestStateHandlers:
             await web.AppRunner(outer).setup()
 
     async def test_argument_of_a_cleanup_context(self) -> None:
-        """A cleanup context may give what isn't there before the start."""
+        """A cleanup context can set a default argument that didn't exist before startup."""
         calls, club = application()
 
         @club.add_session_state_handler
@@ -561,7 +561,7 @@ class TestStateHandlers:
 
 class TestHandler:
     async def test_takes_all_calls(self, serve: Serve) -> None:
-        """An RPC handler takes all calls in place of the routes."""
+        """An RPC handler handles all calls instead of the routes."""
         calls, club = application()
 
         @club.set_rpc_handler
@@ -576,7 +576,7 @@ class TestHandler:
             assert await peer.call("x") == [8, 48, 1, {}, "wamp.error.runtime_error", ["no"]]
 
     async def test_generator(self, serve: Serve) -> None:
-        """It may be an async generator."""
+        """An RPC handler can be an async generator."""
         calls, club = application()
 
         @club.set_rpc_handler
@@ -592,7 +592,7 @@ class TestHandler:
 
 
 async def test_not_set_up(aiohttp_client: Any, complaints: Complaints) -> None:
-    """The handler of an application without ``setup()`` says what to do."""
+    """An RPC handler in a web application without ``setup()`` raises ``NotSetUp``."""
     from aiohttp import web
 
     from aiohttp_session_ws import NotSetUp

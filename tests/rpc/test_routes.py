@@ -1,4 +1,4 @@
-"""Tables of names and patterns."""
+"""Route tables: names, patterns, and errors in their declaration."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from aiohttp_session_ws.rpc.table import Served
 
 
 def served(routes: rpc.Routes) -> Served:
-    """Return what is declared."""
+    """Return the routes as served by a realm."""
     realm = rpc.Realm("r")
     realm.add_rpc_routes(routes)
     return realm.served
 
 
 def meaning(routes: rpc.Routes, name: str) -> tuple[str, dict[str, str]] | None:
-    """Return which function a name means, and the parts."""
+    """Return the function that a name resolves to, and the pattern's parts."""
     found = served(routes).procedures.find(name)
     return found and (found[0].signature.name.rpartition(".")[2], dict(found[1]))
 
 
 class TestNames:
     def test_prefix_and_default(self) -> None:
-        """A route is called as its function, behind the prefix."""
+        """A route is named after its function, with the prefix."""
         routes = rpc.Routes("shop.")
 
         @routes.route()
@@ -37,7 +37,7 @@ class TestNames:
         assert meaning(routes, "add") is None
 
     def test_exact_wins(self) -> None:
-        """An exact name wins over a pattern, in whichever order they come."""
+        """An exact name takes precedence over a pattern that is declared before it."""
         routes = rpc.Routes()
 
         @routes.route("order.{id}")
@@ -52,7 +52,7 @@ class TestNames:
         assert meaning(routes, "order.") is None
 
     def test_patterns(self) -> None:
-        """Patterns of several forms stand side by side."""
+        """Patterns with parts in different places coexist."""
         routes = rpc.Routes()
 
         @routes.route("a.{x}.c")
@@ -66,7 +66,7 @@ class TestNames:
         assert meaning(routes, "a.1.e") is None
 
     def test_never_by_attribute(self) -> None:
-        """Names of attributes mean nothing."""
+        """A name is never resolved by attribute lookup."""
         routes = rpc.Routes()
 
         @routes.route_class("cart")
@@ -81,7 +81,7 @@ class TestNames:
             assert meaning(routes, name) is None
 
     def test_init(self) -> None:
-        """``init()`` is called by the class's own name."""
+        """``init()`` is called by the name of its route class."""
         routes = rpc.Routes("shop.")
 
         @routes.route_class("cart")
@@ -92,7 +92,7 @@ class TestNames:
         assert meaning(routes, "shop.cart") == ("init", {})
 
     def test_local_types(self) -> None:
-        """Annotations may name what is local to whoever declares the route."""
+        """An annotation can name a type that is local to the function that declares the route."""
 
         class Local(msgspec.Struct):
             x: int
@@ -106,7 +106,7 @@ class TestNames:
         assert procedure.signature.parameters[0].annotation is Local
 
     def test_later(self) -> None:
-        """What is declared once a realm has the routes is served as well."""
+        """A route declared after its routes were added to a realm is served."""
         routes = rpc.Routes()
         found = served(routes)
 
@@ -118,7 +118,7 @@ class TestNames:
 
 class TestBadUse:
     def test_twice(self) -> None:
-        """One name for two functions is an error that names both."""
+        """Declaring one name for two functions is an error that names both."""
         routes = rpc.Routes()
 
         @routes.route("x")
@@ -131,7 +131,7 @@ class TestBadUse:
             async def two() -> None: ...
 
     def test_two_routes_in_a_realm(self) -> None:
-        """Also across two sets of routes in one realm."""
+        """Adding two sets of routes with the same name to one realm is an error."""
         realm = rpc.Realm("r")
         for routes in (rpc.Routes(), rpc.Routes()):
 
@@ -145,7 +145,7 @@ class TestBadUse:
                     realm.add_routes(routes)
 
     def test_patterns_that_meet(self) -> None:
-        """Two patterns that one name could fit are an error."""
+        """Declaring two patterns that one name could match is an error."""
         routes = rpc.Routes()
 
         @routes.route("a.{x}")
@@ -158,21 +158,21 @@ class TestBadUse:
 
     @pytest.mark.parametrize("name", ["", "a..b", "a.{b", "a{b}", "{1}"])
     def test_no_name(self, name: str) -> None:
-        """What is no name is refused."""
+        """An invalid name is refused."""
         with pytest.raises(ValueError, match="is not a valid name"):
 
             @rpc.Routes().route(name)
             async def f(b: int) -> None: ...
 
     def test_without_parentheses(self) -> None:
-        """A decorator that isn't called says so."""
+        """``route`` used without parentheses is an error that says so."""
         with pytest.raises(TypeError, match=r"needs parentheses: @routes\.route\(\)$"):
 
             @rpc.Routes().route  # type: ignore[arg-type]
             async def f() -> None: ...
 
     def test_topic_without_parentheses(self) -> None:
-        """So does one for a topic, which would be declared nowhere."""
+        """``topic`` used without parentheses is an error that says so."""
         with pytest.raises(TypeError, match=r'needs parentheses: @routes\.topic\("name"\)$'):
 
             @rpc.Routes().topic  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ class TestBadUse:
                 yield
 
     def test_class_without_parentheses(self) -> None:
-        """So does one for a class."""
+        """``route_class`` used without parentheses is an error that says so."""
         with pytest.raises(TypeError, match=r'needs parentheses: @routes\.route_class\("name"\)$'):
 
             @rpc.Routes().route_class  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ class TestBadUse:
                 async def f(self) -> None: ...
 
     def test_gives_back(self) -> None:
-        """What is decorated stays what it is, to type checkers as well."""
+        """Decorators return the decorated object, with its type for type checkers."""
 
         class Cart:
             @rpc.expose
@@ -212,7 +212,7 @@ class TestBadUse:
         assert (cart, ticket, address) == (Cart, by_ticket, by_address)
 
     def test_topic_without_yield(self) -> None:
-        """A topic is a generator."""
+        """A topic that isn't an async generator function is refused."""
         expected = r"f\(\) is a topic: it must be an async generator function with one"
         with pytest.raises(TypeError, match=expected):
 
@@ -220,14 +220,14 @@ class TestBadUse:
             async def f() -> None: ...
 
     def test_threaded_coroutine(self) -> None:
-        """Only plain functions run in threads."""
+        """A coroutine function can't be declared as ``threaded``."""
         with pytest.raises(TypeError, match=r"f\(\) is async: only a plain function"):
 
             @rpc.Routes().route(threaded=True)
             async def f() -> None: ...
 
     def test_class_that_exposes_nothing(self) -> None:
-        """A route class exposes something."""
+        """A route class that exposes no methods is refused."""
         with pytest.raises(TypeError, match="exposes no methods"):
 
             @rpc.Routes().route_class("c")
@@ -236,7 +236,7 @@ class TestBadUse:
 
     @pytest.mark.parametrize("kind", [staticmethod, classmethod])
     def test_method_without_object(self, kind: Any) -> None:
-        """What has no object would take it for its first argument."""
+        """A static or class method can't be exposed."""
 
         class C:
             @kind  # type: ignore[untyped-decorator]  # one of two
@@ -247,7 +247,7 @@ class TestBadUse:
             rpc.Routes().route_class("c")(C)
 
     def test_state_handler_without_yield(self) -> None:
-        """A session state handler is a generator."""
+        """A session state handler that isn't an async generator function is refused."""
 
         async def f(session: rpc.Session) -> None: ...
 
@@ -260,25 +260,25 @@ class TestBadUse:
             rpc.Application().add_session_state_handler(f)
 
     def test_two_realms(self) -> None:
-        """One URI is one realm."""
+        """A second realm with the same URI is refused."""
         calls = rpc.Application()
         calls.add_realm(rpc.Realm("r"))
         with pytest.raises(ValueError, match="realm 'r' exists already"):
             calls.add_realm(rpc.Realm("r"))
 
     def test_no_realm(self) -> None:
-        """A name alone is no realm."""
+        """``add_realm()`` refuses a string."""
         with pytest.raises(TypeError, match="takes a Realm, not 'r'"):
             rpc.Application().add_realm("r")  # type: ignore[arg-type]
 
     def test_unknown_options(self) -> None:
-        """What aiohttp doesn't take is told when it is given."""
+        """An unknown websocket option is refused when the application is created."""
         unknown: Any = {"heart_beat": 30.0}
         with pytest.raises(TypeError, match="heart_beat"):
             rpc.Application(options=unknown)
 
     def test_handler_beside_ticket(self) -> None:
-        """An authentication handler does it all."""
+        """An authentication handler can't be combined with a ticket authenticator."""
         realm = rpc.Realm("r")
         realm.set_ticket_authenticator(lambda session, ticket: None)
         with pytest.raises(ValueError, match="a ticket authenticator or CRA; set only one"):
@@ -295,7 +295,7 @@ class TestBadUse:
         ],
     )
     def test_limits(self, options: dict[str, object], error: type[Exception]) -> None:
-        """A limit of the wrong type or size names its option."""
+        """The error for a limit of the wrong type or size names the limit."""
         with pytest.raises(error, match=f"CallLimits\\({next(iter(options))}="):
             rpc.CallLimits(**options)  # type: ignore[arg-type]
 
@@ -303,11 +303,11 @@ class TestBadUse:
         ("option", "value"), [("limits", Limits(per_session=5)), ("authorize", "everybody")]
     )
     def test_options(self, option: str, value: object) -> None:
-        """An option of a wrong type is named: a registry's limits are others."""
+        """The error for an option of the wrong type, such as a registry's limits, names it."""
         with pytest.raises(TypeError, match=f"^{option} must be"):
             rpc.Application(**{option: value})  # type: ignore[arg-type]
 
     def test_dialects(self) -> None:
-        """Dialects are those that there are."""
+        """An unknown dialect is refused."""
         with pytest.raises(ValueError, match="dialects="):
             rpc.Application(dialects={"soap"})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What an application says of itself: JSON Schema and TypeScript."""
+"""The description of an application as JSON Schema and TypeScript."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ HERE = pathlib.Path(__file__).parent
 
 
 def procedures() -> dict[str, Any]:
-    """Return what is said of procedures."""
+    """Return the schema's entries for procedures."""
     found: dict[str, Any] = served.application.schema()["realms"][""]["procedures"]
     return found
 
 
 class TestSchema:
     def test_arguments(self) -> None:
-        """Arguments have types, docstrings and constraints; what is injected isn't among them."""
+        """A procedure has its docstring, and its arguments with types, without injected ones."""
         add = procedures()["shop.order.{id}.add"]
 
         assert add["description"] == "Add an item to an order."
@@ -43,7 +43,7 @@ class TestSchema:
         assert add["result"] == {"$ref": "#/$defs/Order"}
 
     def test_stream(self) -> None:
-        """A stream has the type of its parts."""
+        """The entry of a stream has the type of its parts as its progress."""
         prices = procedures()["shop.prices"]
 
         assert [a["name"] for a in prices["arguments"]] == ["symbols"]
@@ -51,21 +51,21 @@ class TestSchema:
         assert prices["result"] == {"type": "null"}
 
     def test_rest(self) -> None:
-        """``*args`` and ``**kwargs`` are told, and what has no annotation is anything."""
+        """``*args`` and ``**kwargs`` are marked, and a result without annotation has any type."""
         total = procedures()["shop.total"]
 
         assert [a["in"] for a in total["arguments"]] == ["rest", "named rest"]
         assert procedures()["shop.anything"]["result"] == {}
 
     def test_topics_and_errors(self) -> None:
-        """Topics and the errors that are declared are told too."""
+        """The schema has the realm's topics and its mapped errors."""
         realm = served.application.schema()["realms"][""]
 
         assert realm["topics"]["shop.stock.{symbol}"]["description"] == "What is left."
         assert realm["errors"] == ["shop.error.not_found"]
 
     def test_default_args(self) -> None:
-        """What a default argument gives, a realm's too, is nothing for a peer to give."""
+        """Default arguments, of realm and application, aren't listed among a peer's arguments."""
         realm, routes = rpc.Realm("club"), rpc.Routes()
 
         @routes.route()
@@ -86,13 +86,13 @@ class TestSchema:
         assert [one["name"] for one in club["topics"]["news.{of}"]["arguments"]] == ["of"]
 
     def test_json(self) -> None:
-        """It is JSON, with all definitions."""
+        """The schema is valid JSON, with the definitions of all named types."""
         schema = json.loads(json.dumps(served.application.schema()))
 
         assert set(schema["$defs"]) == {"Client", "Item", "Order", "Size"}
 
     def test_unfit(self) -> None:
-        """What no peer can give is an error here as well."""
+        """``schema()`` raises an error for an argument that no peer can pass."""
         routes = rpc.Routes()
 
         @routes.route()
@@ -106,7 +106,7 @@ class TestSchema:
 
 class TestCommand:
     def test_schema(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """The command writes the schema."""
+        """The ``schema`` command prints the schema."""
         assert main(["schema", "tests.rpc.served:application"]) == 0
         assert json.loads(capsys.readouterr().out) == served.application.schema()
 
@@ -114,7 +114,7 @@ class TestCommand:
         "name", ["nowhere:x", "tests.rpc.served:nothing", "tests.rpc.served:shop", "tests", ""]
     )
     def test_no_application(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-        """What is no application is told in one line."""
+        """A name that isn't an application's ends the command with status 2 and an error."""
         with pytest.raises(SystemExit) as ended:
             main(["schema", name])
         assert ended.value.code == 2
@@ -122,13 +122,13 @@ class TestCommand:
 
     @pytest.mark.parametrize("name", ["tests.rpc.served", "tests.rpc.served:", ":application"])
     def test_half_a_name(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-        """A module alone, or an application alone, is told to be one of two."""
+        """The error for a module or an application alone names the expected form."""
         with pytest.raises(SystemExit):
             main(["schema", name])
         assert "expected module:application, such as shop:calls" in capsys.readouterr().err
 
     def test_as_module(self, tmp_path: pathlib.Path) -> None:
-        """It runs as a module, in the directory of the application."""
+        """The command runs as a module, and imports from the current directory."""
         (tmp_path / "shop.py").write_text(
             "from aiohttp_session_ws import rpc\ncalls = rpc.Application()\n"
         )
@@ -142,7 +142,7 @@ class TestCommand:
 
 
 def compile_typescript(folder: pathlib.Path, *options: str) -> str:
-    """Check types; return what the compiler says."""
+    """Check types with the TypeScript compiler; return its output."""
     compiler = HERE / "node_modules" / "typescript" / "bin" / "tsc"
     expect_clients(compiler)
     command = ["node", str(compiler), "--noEmit", "--strict", "--target", "es2022", "--module",
@@ -153,7 +153,7 @@ def compile_typescript(folder: pathlib.Path, *options: str) -> str:
 
 
 def test_typescript(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What TypeScript makes of the types: right calls fit, wrong ones don't."""
+    """The generated types accept the correct calls of ``served.ts`` and reject its wrong ones."""
     main(["typescript", "tests.rpc.served:application"])
     (tmp_path / "session-ws.d.ts").write_text(capsys.readouterr().out)
     shutil.copy(HERE / "served.ts", tmp_path)
@@ -161,7 +161,7 @@ def test_typescript(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_typescript_of_demo(tmp_path: pathlib.Path) -> None:
-    """The demo's page calls what is served, and a call of something else doesn't compile."""
+    """The demo's page passes type checks, and a call with a wrong argument type doesn't."""
     for file in (HERE.parent.parent / "demo" / "static").iterdir():
         shutil.copy(file, tmp_path)
     options = ["--allowJs", "--checkJs", "calls.js"]

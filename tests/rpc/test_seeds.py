@@ -1,4 +1,4 @@
-"""The programs of the two documents that calls go back to, in our terms: same structure."""
+"""Example programs of wsrpc-aiohttp and serverwamp, ported with the same structure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("seed")
 
 
 async def test_signals_program(aiohttp_client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """wsrpc-aiohttp, "Signals": three calls at once, and how long each took."""
+    """wsrpc-aiohttp, "Signals": signals log the durations of three concurrent calls."""
     call_started_at: ContextVar[float] = ContextVar("call_started_at")
     caplog.set_level(logging.DEBUG, "seed")
     routes = rpc.Routes()
@@ -76,7 +76,7 @@ async def test_signals_program(aiohttp_client: Any, caplog: pytest.LogCaptureFix
 
 
 async def test_realms(serve: Serve) -> None:
-    """serverwamp, "Breaking an Application into Realms"."""
+    """serverwamp, "Breaking an Application into Realms": each realm serves its own routes."""
     registration_api, account_api, admin_api = rpc.Routes(), rpc.Routes(), rpc.Routes()
     for routes, name in ((registration_api, "join"), (account_api, "pay"), (admin_api, "ban")):
 
@@ -121,7 +121,7 @@ async def test_realms(serve: Serve) -> None:
 
 
 async def test_session_open_and_close(serve: Serve) -> None:
-    """serverwamp, "Session Open and Close" and "Session Data"."""
+    """serverwamp, "Session Open and Close" and "Session Data": both work as documented."""
     app, rpc_api = rpc.Application(), rpc.Routes()
 
     async def count_session(
@@ -200,7 +200,7 @@ async def test_anyio(serve: Serve) -> None:
 
 
 async def _add_stuff(peer: WampPeer, *args: Any) -> list[list[Any]]:
-    """Call ``add_stuff``; return all that comes."""
+    """Call ``add_stuff``; return all messages received for the call."""
     await peer.say([48, 1, {"receive_progress": True}, "add_stuff", list(args)])
     heard = [await peer.hear()]
     while heard[-1][0] == 50 and heard[-1][2].get("progress"):
@@ -209,7 +209,7 @@ async def _add_stuff(peer: WampPeer, *args: Any) -> list[list[Any]]:
 
 
 async def test_rpc_handler(serve: Serve) -> None:
-    """serverwamp, "RPC Calls": a custom handler."""
+    """serverwamp, "RPC Calls": a custom RPC handler returns results and errors."""
 
     async def rpc_handler(rpc_request: rpc.RPCRequest) -> Any:
         if rpc_request.uri == "add_stuff":
@@ -232,13 +232,13 @@ async def test_rpc_handler(serve: Serve) -> None:
 
 
 async def test_progressive_rpc_handler(serve: Serve) -> None:
-    """serverwamp, "RPC Calls": a custom handler with progressive results."""
+    """serverwamp, "RPC Calls": a custom RPC handler yields progressive results."""
     seen: list[str] = []
 
     async def rpc_handler(rpc_request: rpc.RPCRequest) -> Any:
         if rpc_request.uri != "add_stuff":
             yield rpc.RPCErrorResult("myapp.custom_error")
-            seen.append("went on")  # the document's has no return there
+            seen.append("went on")  # as in the document, without a return here
 
         total: float = 0
         for num in rpc_request.args:
@@ -268,7 +268,7 @@ async def test_progressive_rpc_handler(serve: Serve) -> None:
 
 
 async def test_custom_authentication(serve: Serve, complaints: Any) -> None:
-    """serverwamp, "Authentication": a custom handler."""
+    """serverwamp, "Authentication": a custom handler accepts one client and refuses another."""
     my_realm = rpc.Realm("my")
 
     @my_realm.set_authentication_handler
@@ -284,7 +284,7 @@ async def test_custom_authentication(serve: Serve, complaints: Any) -> None:
     async with server.wamp().joining("my", authid="ann"):
         (session,) = app.sessions
         assert session.identity == {"anything": True}
-    assert len(complaints()) == 1  # no log-out finds what is no key
+    assert len(complaints()) == 1  # a dict isn't a valid identity: no log-out can find it
     async with server.wamp().stranger() as peer:
         assert await peer.ask([1, "my", {}]) == [
             3, {"message": "Not you."}, "wamp.error.authentication_failed",

@@ -1,4 +1,4 @@
-"""Peers that read slowly, or nothing."""
+"""Back-pressure: peers that read slowly or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BIG = 3_000_000
 
 
 class Made:
-    """Routes with large answers, and how many were made."""
+    """Routes with large results, and counters of how many were produced."""
 
     def __init__(self) -> None:
         self.answers = 0
@@ -59,7 +59,7 @@ class Made:
 
 
 def stop_reading(peer: Any) -> asyncio.Transport:
-    """Let a client read nothing from now on."""
+    """Stop a client from reading; return its transport."""
     transport = transport_of(peer.ws)
     assert transport is not None
     transport.pause_reading()
@@ -67,7 +67,7 @@ def stop_reading(peer: Any) -> asyncio.Transport:
 
 
 async def test_large_answers(serve: Serve) -> None:
-    """A call counts until its answer is with the transport: few large answers are made."""
+    """A call counts as running until its result is written: few large results are produced."""
     made = Made()
     server = await serve(made.routes, limits=rpc.CallLimits(patience=0.2))
     async with server.wamp() as peer:
@@ -75,12 +75,12 @@ async def test_large_answers(serve: Serve) -> None:
         await peer.say(*([48, n, {}, "big"] for n in range(1, 101)))
         await until(lambda: not server.calls.sessions)
         transport.resume_reading()
-    # The first fill what the system takes.
+    # The first results fill the buffers of the operating system.
     assert made.answers * BIG < 30_000_000
 
 
 async def test_slow_reader(serve: Serve) -> None:
-    """A peer that reads gets all of them in the end."""
+    """A peer that resumes reading gets all large results."""
     made = Made()
     server = await serve(made.routes)
     async with server.wamp(max_msg_size=0) as peer:
@@ -94,7 +94,7 @@ async def test_slow_reader(serve: Serve) -> None:
 
 
 async def test_stream_is_as_fast_as_its_reader(serve: Serve) -> None:
-    """Each part of a stream waits until the peer has room, which closes one that reads nothing."""
+    """A stream waits until its peer has read enough, and a peer that reads nothing is closed."""
     made = Made()
     server = await serve(made.routes, limits=rpc.CallLimits(patience=0.2))
     async with server.wamp() as peer:
@@ -106,18 +106,18 @@ async def test_stream_is_as_fast_as_its_reader(serve: Serve) -> None:
 
 
 class StuckSocket:
-    """A socket whose peer sends calls for ever and reads nothing."""
+    """A fake socket whose peer sends frames without end and reads nothing."""
 
     def __init__(self, frames: Iterator[str]) -> None:
         self.frames = frames
         self.received = 0
         self.written = 0
-        self.code = 0  # that it was closed with
+        self.code = 0  # the code of its close
         self.stuck = asyncio.Event()
         self.closed = False
         self.compress = 0
         self.identity = self.last_words = None
-        # It is its own request, transport, connection and response.
+        # The object serves as its own request, transport, connection and response.
         self.request = self.transport = self.connection = self.ws = self
 
     def get_write_buffer_size(self) -> int:
@@ -149,7 +149,7 @@ class StuckSocket:
 
 @pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
 async def test_refusals(dialect: str) -> None:
-    """A flood of calls that are refused doesn't grow memory: reading stops, then the peer goes."""
+    """A flood of refused calls doesn't fill memory: reading stops, then the socket is closed."""
 
     def frames() -> Iterator[str]:
         if dialect == "wamp":
@@ -184,7 +184,7 @@ async def test_refusals(dialect: str) -> None:
 
 
 class SlowSocket(StuckSocket):
-    """A socket whose peer has taken a little more whenever somebody looks."""
+    """A fake socket whose peer has read one more byte at each check of the buffer's size."""
 
     looks = 0
 
@@ -196,7 +196,7 @@ class SlowSocket(StuckSocket):
 
 
 async def test_patience_with_a_slow_reader() -> None:
-    """A peer that takes a large answer is no peer that takes nothing, however long it lasts."""
+    """A peer that reads a large result slowly isn't closed, however long that takes."""
     ws: Any = SlowSocket(iter(()))
     sender = Sender(ws, False, rpc.CallLimits(patience=0.001))
     sending = asyncio.create_task(sender.send(b"x" * BIG))
@@ -208,10 +208,10 @@ async def test_patience_with_a_slow_reader() -> None:
 
 
 async def test_ping_behind_what_waits() -> None:
-    """A peer can't answer a ping that it hasn't got: it is silent only once it was sent."""
+    """The silence limit starts when a ping is sent, not while the ping waits in a buffer."""
     limits = rpc.CallLimits(silence=0.001, patience=0.2)
     ws: Any = StuckSocket(itertools.repeat("{}"))
-    ws.written = 1  # that wait in the transport
+    ws.written = 1  # byte in the transport's buffer
     conversation = WsrpcConversation(
         Host(None, limits, rpc.Realm("")), SessionWSRegistry(timeouts=QUICK), ws
     )
@@ -222,7 +222,7 @@ async def test_ping_behind_what_waits() -> None:
 
 @pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
 async def test_many_messages_at_once(serve: Serve, dialect: str) -> None:
-    """Others have their turn in between, however many messages a batch or a packet is."""
+    """Other tasks run in between, however many messages a batch or a packet contains."""
     routes, turns, marks = rpc.Routes(), 0, list[int]()
 
     @routes.route()
@@ -251,7 +251,7 @@ async def test_rate_of_a_batch(serve: Serve, protocol: str) -> None:
     registry = SessionWSRegistry(timeouts=QUICK, limits=Limits(messages_per_second=10))
     server = await serve(made.routes, registry)
     async with server.wamp(protocol) as peer:
-        await peer.say(*([48, n, {}, "quick"] for n in range(1, 6)))  # and HELLO: less than ten
+        await peer.say(*([48, n, {}, "quick"] for n in range(1, 6)))  # with HELLO: less than ten
         assert sorted([(await peer.hear())[1] for _ in range(5)]) == [1, 2, 3, 4, 5]
         await peer.say(*([48, n, {}, "quick"] for n in range(1, 1001)))
         heard = 0
@@ -262,7 +262,7 @@ async def test_rate_of_a_batch(serve: Serve, protocol: str) -> None:
 
 
 async def test_published(serve: Serve, complaints: Complaints) -> None:
-    """A subscriber that doesn't keep up is closed with 1013, by the queue of its connection."""
+    """A subscriber that doesn't keep up loses its session, is logged, and misses events."""
     made = Made()
     queue = PushQueue(messages=4, bytes=100_000, patience=0.1)
     registry = SessionWSRegistry(identify=who, timeouts=QUICK, push_queue=queue)
@@ -281,7 +281,7 @@ async def test_published(serve: Serve, complaints: Complaints) -> None:
 
 
 async def test_unsubscribed_is_behind_the_events(serve: Serve, complaints: Complaints) -> None:
-    """UNSUBSCRIBED comes behind all events, also to a slow peer."""
+    """UNSUBSCRIBED is sent after all events, to a slow peer too."""
     made = Made()
     server = await serve(made.routes)
     async with server.wamp() as peer:
@@ -290,10 +290,10 @@ async def test_unsubscribed_is_behind_the_events(serve: Serve, complaints: Compl
         sent = 0
         while (await server.calls.publish("news", [sent, "x" * 50_000])).sockets:
             sent += 1
-            await asyncio.sleep(0)  # the system takes some of it, before the queue is full
+            await asyncio.sleep(0)  # the operating system buffers some before the queue is full
         await peer.say([34, 2, number])
         await until(lambda: made.left)
-        for _ in range(10):  # turns in which UNSUBSCRIBED could be written, if nothing held it
+        for _ in range(10):  # turns in which UNSUBSCRIBED would be written if it weren't held back
             await asyncio.sleep(0)
         transport.resume_reading()
         heard = [await peer.hear()]
@@ -306,7 +306,7 @@ async def test_unsubscribed_is_behind_the_events(serve: Serve, complaints: Compl
 
 
 async def test_cancel_while_an_answer_waits(serve: Serve) -> None:
-    """A call that has begun to answer isn't cancelled any more."""
+    """A call that has begun to send its result isn't cancelled by CANCEL."""
     made = Made()
     server = await serve(made.routes)
     async with server.wamp(max_msg_size=0) as peer:

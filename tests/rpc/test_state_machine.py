@@ -1,4 +1,4 @@
-"""Everything that may overlap in sessions, in any order."""
+"""A Hypothesis state machine: overlapping operations of RPC sessions, in any order."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MODES = st.sampled_from(["kill", "killnowait", "skip"])
 
 
 class Client:
-    """One client, and what it has been answered."""
+    """One client, with its requests and the answers to them."""
 
     def __init__(self, ws: Any) -> None:
         self.ws = ws
-        self.asked: list[tuple[int, int]] = []  # kinds and numbers, in this session
+        self.asked: list[tuple[int, int]] = []  # types and numbers of requests
         self.answers: Counter[tuple[int, int]] = Counter()
         self.invocations: list[int] = []
         self.subscriptions: list[int] = []
@@ -38,7 +38,7 @@ class Client:
         self.reading = asyncio.create_task(self._read())
 
     async def say(self, *message: Any) -> None:
-        """Send a message, unless the server has closed."""
+        """Send a message, unless the socket is closed."""
         if not self.ws.closed:
             try:
                 await self.ws.send_str(json.dumps(message))
@@ -46,7 +46,7 @@ class Client:
                 self.gone = True
 
     async def ask(self, kind: int, *rest: Any) -> None:
-        """Send a request."""
+        """Send a request with the next number."""
         self.asked.append((kind, self.next))
         await self.say(kind, self.next, *rest)
         self.next += 1
@@ -83,7 +83,7 @@ class Client:
 
 
 class World:
-    """The server."""
+    """The server, with a gate that handlers wait at."""
 
     def __init__(self) -> None:
         self.inside = 0
@@ -137,7 +137,7 @@ class World:
         self.server = Server(self.calls, SessionWSRegistry(identify=who, timeouts=QUICK))
 
     async def start(self) -> None:
-        """Serve."""
+        """Start the server."""
         self.runner = web.AppRunner(self.server.app)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
@@ -158,7 +158,7 @@ class World:
 
 
 class Sessions(RuleBasedStateMachine):
-    """What clients and the server do."""
+    """Operations of clients and the server."""
 
     clients: Bundle[Client] = Bundle("clients")
 
@@ -176,7 +176,7 @@ class Sessions(RuleBasedStateMachine):
         return world
 
     def run(self, coro: Any) -> Any:
-        """Do something of the loop's."""
+        """Run a coroutine on the event loop, within a time limit."""
 
         async def bounded() -> Any:
             async with asyncio.timeout(PATIENCE):
@@ -196,55 +196,55 @@ class Sessions(RuleBasedStateMachine):
     @rule(client=clients, name=st.sampled_from(["wait", "quick", "stream", "ask", "nothing"]),
           timeout=st.sampled_from([0, 0, 5]), times=st.integers(1, 4))  # fmt: skip
     def call(self, client: Client, name: str, timeout: int, times: int) -> None:
-        """Call something, some times."""
+        """Call a procedure, once or several times."""
         for _ in range(times):
             options = {"receive_progress": True, "timeout": timeout}
             self.run(client.ask(48, options, name))
 
     @rule(client=clients, back=st.integers(0, 5), mode=MODES)
     def cancel(self, client: Client, back: int, mode: str) -> None:
-        """Cancel a call, which may be over."""
+        """Cancel a request number, whose call may be over or not exist."""
         self.run(client.say(49, max(1, client.next - back), {"mode": mode}))
 
     @rule(client=clients, fails=st.booleans())
     def answer(self, client: Client, fails: bool) -> None:
-        """Answer what the client is asked."""
+        """Answer the oldest invocation of the client, by a result or an error."""
         if client.invocations:
             number = client.invocations.pop(0)
             self.run(client.say(8, 68, number, {}, "x") if fails else client.say(70, number, {}))
 
     @rule(client=clients, topic=st.integers(0, 4))
     def subscribe(self, client: Client, topic: int) -> None:
-        """Subscribe."""
+        """Subscribe to a topic."""
         self.run(client.ask(32, {}, f"topic.{topic}"))
 
     @rule(client=clients)
     def unsubscribe(self, client: Client) -> None:
-        """Leave a topic."""
+        """Unsubscribe from a topic, or send an unknown number."""
         number = client.subscriptions.pop() if client.subscriptions else 99
         self.run(client.ask(34, number))
 
     @rule()
     def publish(self) -> None:
-        """Publish."""
+        """Publish an event."""
         self.run(self.world.calls.publish("topic.1", [1]))
 
     @rule()
     def open_gate(self) -> None:
-        """Let those who wait go on."""
+        """Open the gate for the handlers that wait, and close it again."""
         self.world.gate.set()
         self.run(asyncio.sleep(0))
         self.world.gate.clear()
 
     @rule(turns=st.integers(0, 3))
     def turn(self, turns: int) -> None:
-        """Let some turns of the loop go by."""
+        """Run some iterations of the event loop."""
         for _ in range(turns):
             self.run(asyncio.sleep(0))
 
     @rule(client=clients)
     def goodbye(self, client: Client) -> None:
-        """Say GOODBYE, then HELLO again."""
+        """Send GOODBYE, then HELLO again."""
 
         async def again() -> None:
             client.left.clear()
@@ -265,7 +265,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(client=clients)
     def vanish(self, client: Client) -> None:
-        """Go without a word."""
+        """Abort the connection without a close frame."""
         transport = transport_of(client.ws)
         if transport is not None:
             transport.abort()
@@ -273,7 +273,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule()
     def log_out(self) -> None:
-        """End the session of all."""
+        """End the HTTP session that all clients share, and begin a new one."""
 
         async def out() -> None:
             async with self.world.browser.get(f"{self.world.url}/logout"):
@@ -287,7 +287,7 @@ class Sessions(RuleBasedStateMachine):
         self.run(out())
 
     def teardown(self) -> None:
-        """See that each request was answered once, or its session is gone; and nothing is left."""
+        """Check that each request was answered once unless its session ended; nothing is left."""
         self.run(self._end())
         self.runner.close()
 

@@ -1,4 +1,4 @@
-"""Topics: subscribing, publishing, and the two halves."""
+"""Topics: subscribing, publishing, and the two halves of a topic's generator."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def subscribe(peer: WampPeer, topic: str = "shop.stock.x", number: int = 1
 
 class TestSubscribing:
     async def test_two_halves(self, serve: Serve) -> None:
-        """The first half runs on subscribe, the second when it ends, however it ends."""
+        """The first half runs on SUBSCRIBE, the second at the end, however the topic is left."""
         counter = Counter()
         server = await serve(counter.routes)
         async with server.wamp() as peer:
@@ -71,7 +71,7 @@ class TestSubscribing:
         await until(lambda: counter.now == 0)
 
     async def test_twice(self, serve: Serve) -> None:
-        """The same topic twice is the same subscription."""
+        """Subscribing twice to a topic runs its first half once and returns the same number."""
         counter = Counter()
         server = await serve(counter.routes)
         async with server.wamp() as peer, server.wamp() as other:
@@ -90,7 +90,7 @@ class TestSubscribing:
         ],
     )
     async def test_refused(self, serve: Serve, topic: str, options: Any, uri: str) -> None:
-        """What is no topic is refused, and what the first half says."""
+        """SUBSCRIBE is refused for an unknown topic, by the first half, and for ``match``."""
         counter = Counter()
         server = await serve(counter.routes)
         async with server.wamp() as peer:
@@ -100,7 +100,7 @@ class TestSubscribing:
         assert counter.now == 0
 
     async def test_error_that_cant_be_encoded(self, serve: Serve, complaints: Complaints) -> None:
-        """A refusal that can't be encoded is a runtime error, and logged; the next is answered."""
+        """A refusal that can't be encoded is a runtime error, logged; the next one is answered."""
         routes = rpc.Routes()
 
         @routes.topic("odd.{word}")
@@ -117,7 +117,7 @@ class TestSubscribing:
         assert len(complaints()) == 2
 
     async def test_own_cancellation(self, serve: Serve, complaints: Complaints) -> None:
-        """A cancellation of a topic's own is answered, and so are the requests behind it."""
+        """``CancelledError`` raised by a topic is a runtime error; later requests are answered."""
         routes = rpc.Routes()
 
         @routes.topic("odd.{word}")
@@ -137,7 +137,7 @@ class TestSubscribing:
     async def test_first_half_that_outlasts_its_session(
         self, serve: Serve, complaints: Complaints
     ) -> None:
-        """A first half that ignores its cancellation leaves no subscription, and is left."""
+        """A first half that outlasts its session adds no subscription; its second half runs."""
         routes, done, seen = rpc.Routes(), asyncio.Event(), []
 
         @routes.topic("t")
@@ -166,7 +166,7 @@ class TestSubscribing:
         ("limits", "last"), [({"waiting": 2}, 4), ({"waiting_bytes": 2000}, 3)]
     )
     async def test_requests_that_wait(self, serve: Serve, limits: Any, last: int) -> None:
-        """Requests wait for those before them, so many and so many bytes; others are refused."""
+        """Requests wait for earlier ones, up to a number and a size; others are refused."""
         routes, begun, done = rpc.Routes(), asyncio.Event(), asyncio.Event()
 
         @routes.topic("slow.{word}")
@@ -188,14 +188,14 @@ class TestSubscribing:
                 assert (await peer.hear())[:2] == [33, number]
 
     async def test_unknown_subscription(self, serve: Serve) -> None:
-        """What isn't subscribed to can't be left."""
+        """UNSUBSCRIBE with an unknown number is refused."""
         server = await serve(Counter().routes)
         async with server.wamp() as peer:
             answer = await peer.ask([34, 1, 99])
         assert answer[:5] == [8, 34, 1, {}, "wamp.error.no_such_subscription"]
 
     async def test_limit(self, serve: Serve) -> None:
-        """So many subscriptions and no more."""
+        """A subscription above the limit is refused."""
         server = await serve(Counter().routes, limits=rpc.CallLimits(subscriptions=1))
         async with server.wamp() as peer:
             await subscribe(peer)
@@ -203,7 +203,7 @@ class TestSubscribing:
         assert answer[4] == "wamp.error.unavailable"
 
     async def test_long_names(self, serve: Serve) -> None:
-        """The topics of a session fit into a message together."""
+        """The names of a session's topics together are limited to the size of one message."""
         routes = rpc.Routes()
 
         @routes.topic("news.{of}")
@@ -219,7 +219,7 @@ class TestSubscribing:
             assert (await peer.ask([32, 4, {}, "news." + "b" * 900]))[0] == 33
 
     async def test_topic_that_asks_its_client(self, serve: Serve) -> None:
-        """A topic may call its client while others wait; requests are done in order."""
+        """A topic can call its client; later requests wait and are answered in order."""
         routes = rpc.Routes()
 
         @routes.topic("t.{n}")
@@ -238,7 +238,7 @@ class TestSubscribing:
             assert [(await peer.hear())[:2] for _ in range(2)] == [[33, 2], [33, 3]]
 
     async def test_yields_twice(self, serve: Serve, complaints: Complaints) -> None:
-        """A topic that yields twice is named in the log."""
+        """A topic that yields twice is named in a log message."""
         routes = rpc.Routes()
 
         @routes.topic("t")
@@ -253,7 +253,7 @@ class TestSubscribing:
         assert "topic() has yielded twice" in complaints()[0]
 
     async def test_never_yields(self, serve: Serve, complaints: Complaints) -> None:
-        """One that doesn't yield refuses by an error of ours."""
+        """A topic that doesn't yield refuses SUBSCRIBE with a runtime error, which is logged."""
         routes = rpc.Routes()
 
         @routes.topic("t")
@@ -267,7 +267,7 @@ class TestSubscribing:
         assert len(complaints()) == 1
 
     async def test_each_second_half(self, serve: Serve, complaints: Complaints) -> None:
-        """Each second half runs, in reverse order, even if another fails."""
+        """All second halves run, in reverse order, even if one fails."""
         routes, ended = rpc.Routes(), []
 
         @routes.topic("t.{n}")
@@ -286,7 +286,7 @@ class TestSubscribing:
         assert len(complaints()) == 1
 
     async def test_second_half_that_has_begun(self, serve: Serve) -> None:
-        """A second half that UNSUBSCRIBE has begun goes on when the session ends."""
+        """A second half that was started by UNSUBSCRIBE continues when the session ends."""
         routes, begun, done = rpc.Routes(), asyncio.Event(), asyncio.Event()
 
         @routes.topic("t")
@@ -305,7 +305,7 @@ class TestSubscribing:
         await until(done.is_set)
 
     async def test_request_in_flight(self, serve: Serve) -> None:
-        """The number of a subscription that isn't answered yet is a violation."""
+        """A SUBSCRIBE with the number of a pending one is a protocol violation."""
         routes, gate = rpc.Routes(), asyncio.Event()
 
         @routes.topic("t")
@@ -323,7 +323,7 @@ class TestSubscribing:
 class TestPublishing:
     @pytest.mark.parametrize("protocol", ["wamp.2.json", "wamp.2.msgpack.batched"])
     async def test_event(self, serve: Serve, protocol: str) -> None:
-        """An event goes to all who have subscribed, and to no other."""
+        """An event is sent to all subscribers of its topic, and to no other client."""
         server = await serve(Counter().routes)
         async with server.wamp(protocol) as one, server.wamp() as two, server.wamp() as other:
             number = await subscribe(one)
@@ -337,7 +337,7 @@ class TestPublishing:
             assert first[3:] == [{}, ["a", 1], {"b": 2}]
 
     async def test_chosen(self, serve: Serve) -> None:
-        """It may be for one identity, or one session."""
+        """An event can be published to one identity or one session."""
         server = await serve(Counter().routes)
         server.calls.default.add_transport_authenticator(lambda s: (s.auth_id, 1))
         ann = server.wamp().joining("r", authid="ann")
@@ -355,7 +355,7 @@ class TestPublishing:
             assert (await publish("shop.stock.x", identity=None)).sockets == 0
 
     async def test_too_large(self, serve: Serve) -> None:
-        """What can't be relayed is refused before anything is sent."""
+        """An event too large to relay raises ``ValueError``, and is not sent to anyone."""
         server = await serve(Counter().routes)
         async with server.wamp() as peer:
             await subscribe(peer)
@@ -364,13 +364,13 @@ class TestPublishing:
             assert await peer.call("shop.ping", number=5) == [50, 5, {}, ["pong"]]
 
     async def test_nobody(self, serve: Serve) -> None:
-        """Nobody is no error."""
+        """Publishing to a topic without subscribers isn't an error."""
         server = await serve(Counter().routes)
         async with server.wamp():
             assert (await server.calls.publish("shop.stock.x")).sockets == 0
 
     async def test_before_any_connection(self, complaints: Complaints) -> None:
-        """Before any connection it isn't known to whom to publish, which is said."""
+        """Publishing before the application has a registry is incomplete, and logged."""
         calls = rpc.Application()
 
         delivery = await calls.publish("t")
@@ -379,13 +379,13 @@ class TestPublishing:
         assert "attach(registry)" in complaints()[0]
 
     async def test_without_a_connection(self, serve: Serve) -> None:
-        """Once the application has started, it needs none."""
+        """Publishing needs no connection once the application has started."""
         server = await serve(Counter().routes)
 
         assert (await server.calls.publish("shop.stock.x")).complete
 
     async def test_held_until_subscribed(self, serve: Serve) -> None:
-        """An event never comes before its SUBSCRIBED, and none is lost."""
+        """Events sent while a topic's first half runs arrive, in order, after SUBSCRIBED."""
         routes = rpc.Routes()
 
         @routes.topic("t")
@@ -400,7 +400,7 @@ class TestPublishing:
             assert [(await peer.hear())[4] for _ in range(2)] == [["first"], ["second"]]
 
     async def test_held_in_bytes(self, serve: Serve) -> None:
-        """What is held has a limit in bytes; what is more is missed, and said to be."""
+        """Events held until SUBSCRIBED are limited in bytes; more are dropped and incomplete."""
         routes, deliveries = rpc.Routes(), []
 
         @routes.topic("t")
@@ -417,7 +417,7 @@ class TestPublishing:
         assert all(not delivery.sockets for delivery in deliveries[len(taken) :])
 
     async def test_send_event(self, serve: Serve) -> None:
-        """An event may be for one session alone, if it has subscribed."""
+        """``send_event()`` sends to a session that has subscribed, and returns whether it did."""
         routes, told = Counter().routes, []
 
         @routes.route()
@@ -434,7 +434,7 @@ class TestPublishing:
         assert told == [False, True]
 
     async def test_slow_one(self, serve: Serve, complaints: Complaints) -> None:
-        """Publishing never waits for a slow peer."""
+        """Publishing doesn't wait for a slow subscriber."""
         queue = PushQueue(patience=2 * PATIENCE)
         server = await serve(Counter().routes, SessionWSRegistry(push_queue=queue))
         async with server.wamp() as peer, server.wamp() as slow:
@@ -452,7 +452,7 @@ class TestPublishing:
 
 
 async def test_publish_by_clients(serve: Serve) -> None:
-    """PUBLISH is refused politely."""
+    """PUBLISH gets an error if it asks for an acknowledgment, and is ignored otherwise."""
     server = await serve(Counter().routes)
     async with server.wamp() as peer:
         await peer.say([16, 1, {}, "shop.stock.x", ["x"]])
