@@ -1,5 +1,5 @@
 """
-A manager of connections behind a server, without sessions, and peers to talk to it.
+A server with a connection manager, without sessions, and peers that connect to it.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from aiohttp_session_ws.options import PushQueue, Timeouts
 from tests.support.clients import PATIENCE, until
 from tests.support.peers import NORMAL_CLOSE, RawPeer, TlsPeer
 
-#: Nothing is cut or cancelled in these, however slow the machine.
+#: So long that nothing is aborted or cancelled, however slow the machine.
 PATIENT = Timeouts(close=PATIENCE, handler_grace=PATIENCE)
-#: Rude peers are cut at once.
+#: So short that peers that don't answer are aborted quickly.
 QUICK = Timeouts(close=0.2, handler_grace=0.1)
 
 Body: TypeAlias = Callable[[TrackedConnection], Awaitable[object]]
 
-# In a list, to be let go: the event loop keeps the contexts of cancelled timers for a while.
+# A list, which can be emptied: the event loop keeps contexts of cancelled timers for a while.
 _serving: ContextVar[list[TrackedConnection]] = ContextVar("serving")
 
 
 def current() -> TrackedConnection | None:
-    """Return the connection whose handler, or whose handler's child, is calling."""
+    """Return the connection whose handler, or a child task of whose handler, is calling."""
     serving = _serving.get([])
     return serving[0] if serving else None
 
 
 async def echo(connection: TrackedConnection) -> None:
-    """Send everything back."""
+    """Send each message back."""
     async for message in connection.ws:
         await connection.ws.send_str(message.data)
 
 
 async def deaf(connection: TrackedConnection) -> None:
-    """Never read, and never notice."""
+    """Never read, so that no close is noticed."""
     await asyncio.Event().wait()
 
 
@@ -112,7 +112,7 @@ class Served:
         return peer
 
     async def end(self) -> None:
-        """Leave nothing behind."""
+        """Close all connections and all peers."""
         self.manager.timeouts = Timeouts(close=0.0, handler_grace=0.0)
         await self.manager.close_now(self.manager.all(), NORMAL)
         for peer in self._peers:
@@ -128,7 +128,7 @@ class Served:
         return peer, connection
 
     async def slow(self, path: str = "/echo") -> tuple[RawPeer, TrackedConnection]:
-        """Return a peer that takes little at a time, and its connection."""
+        """Return a peer with small socket buffers, and its connection."""
         peer, connection = await self.connect(path, receive_buffer=4096)
         assert connection.transport is not None
         sock = connection.transport.get_extra_info("socket")
@@ -145,7 +145,7 @@ class Served:
 
 
 async def answer(peer: RawPeer) -> list[tuple[int, bytes]]:
-    """Read to the end as a polite client, and hang up; return the frames that came."""
+    """Read to the end, answer the close frame, and disconnect; return the frames received."""
     frames: list[tuple[int, bytes]] = []
     while (frame := await peer.frame()) is not None:
         frames.append(frame)

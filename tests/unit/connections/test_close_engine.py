@@ -1,5 +1,5 @@
 """
-The close engine against peers that behave, and against peers that don't.
+The close engine: peers and handlers that end when asked to, and those that don't.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ ENDED = close_frame(SESSION_ENDED)
 
 
 async def sync(*peers: RawPeer) -> list[list[tuple[int, bytes]]]:
-    """Let all peers answer politely, and read to their ends."""
+    """Answer as all peers at once; return the frames that each has received."""
     return await asyncio.gather(*map(answer, peers))
 
 
 class TestFrames:
     async def test_are_written_before_anything_is_awaited(self) -> None:
-        """The frames of an order are with the kernel when the call returns."""
+        """The close frames of an order are with the kernel when close_now() returns."""
         async with served() as s:
             peers = [await s.peer(path) for path in ("/echo", "/deaf", "/echo")]
             connections = s.manager.all()
@@ -69,13 +69,13 @@ class TestFrames:
 
             assert written == [(CLOSING, True, 4401)] * 3
             assert frames == [[ENDED]] * 3
-            for connection in connections:  # the deaf one goes on
+            for connection in connections:  # the deaf handler still runs
                 assert connection.task is not None
                 connection.task.cancel()
             await done
 
     async def test_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An order for many gives way to others, and comes back before it reads an answer."""
+        """A large order writes one slice of its close frames at once, and the others later."""
         monkeypatch.setattr(closing, "AT_ONCE", 0)
         monkeypatch.setattr(closing, "SLICE", 1)
         async with served() as s:
@@ -90,7 +90,7 @@ class TestFrames:
             assert (frames, result) == ([[ENDED]] * 5, (0, 0))
 
     async def test_orders_share_a_turn(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Orders that are not large give way to others, too, if a turn has many of them."""
+        """Orders in one event loop iteration share its limit of frames; the next has its own."""
         monkeypatch.setattr(closing, "AT_ONCE", 3)
         monkeypatch.setattr(closing, "SLICE", 1)
         async with served() as s:
@@ -111,7 +111,7 @@ class TestFrames:
             assert (frames, results) == ([[ENDED]] * 8, [(0, 0)] * 4)
 
     async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Who answers while frames are written is closed when all are, some at a time."""
+        """A transport whose client answers early is closed once the order's frames are written."""
         monkeypatch.setattr(closing, "BATCH", 1)
         monkeypatch.setattr(closing, "AT_ONCE", 0)
         monkeypatch.setattr(closing, "SLICE", 1)
@@ -128,7 +128,7 @@ class TestFrames:
             assert (code, frames) == (4401, [ENDED])
 
     async def test_outside_of_any_task(self) -> None:
-        """An order may come from a callback of the event loop."""
+        """An order may be given in a callback of the event loop."""
         async with served() as s:
             peers = [await s.peer(path) for path in ("/echo", "/deaf")]
             loop = asyncio.get_running_loop()
@@ -140,7 +140,7 @@ class TestFrames:
             assert frames == [[close_frame(RECONNECT)]] * 2
 
     async def test_is_the_last_one(self) -> None:
-        """Whoever answers or leaves, aiohttp adds no frame of its own."""
+        """The close frame of an order is the last frame: aiohttp adds none of its own."""
         async with served() as s:
             peer, connection = await s.connect()
             frames, _ = await asyncio.gather(
@@ -151,7 +151,7 @@ class TestFrames:
             assert connection.ws.close_code == 4401
 
     async def test_empty_order(self) -> None:
-        """An order that finds nothing is done at once."""
+        """An order for no connections is done."""
         async with served() as s:
             done = s.manager.close_now([], SESSION_ENDED)
 
@@ -161,7 +161,7 @@ class TestFrames:
 class TestPeers:
     @pytest.mark.parametrize("path", ["/echo", "/deaf"])
     async def test_polite(self, path: str) -> None:
-        """A polite client is not cut, though its handler doesn't read."""
+        """A client that answers the close frame isn't aborted, though its handler doesn't read."""
         timeouts = Timeouts(close=PATIENT.close, handler_grace=0.01)
         async with served(timeouts if path == "/deaf" else PATIENT) as s:
             peer, connection = await s.connect(path)
@@ -173,7 +173,7 @@ class TestPeers:
             assert connection.state is CLOSED
 
     async def test_mute_and_its_handler_was_receiving(self) -> None:
-        """A moment is enough for it; it is not cut."""
+        """A mute client whose handler was receiving is disconnected, without being aborted."""
         async with served() as s:
             peer, connection = await s.connect()
 
@@ -181,7 +181,7 @@ class TestPeers:
             assert await peer.closed() == 4401
 
     async def test_mute_and_its_handler_was_not(self) -> None:
-        """It is cut at the deadline."""
+        """A mute client whose handler wasn't receiving is aborted at the deadline."""
         async with served(QUICK) as s:
             peer, connection = await s.connect("/deaf")
 
@@ -189,7 +189,7 @@ class TestPeers:
             assert await peer.closed() == 4401
 
     async def test_hangs_up_instead_of_an_answer(self) -> None:
-        """The end of the connection is as good as an answer."""
+        """A client that disconnects instead of answering isn't aborted."""
         async with served() as s:
             peer, connection = await s.connect()
             done = s.manager.close_now([connection], SESSION_ENDED)
@@ -198,7 +198,7 @@ class TestPeers:
             assert await done == (0, 0)
 
     async def test_answers_in_two_pieces(self) -> None:
-        """A close frame may come in parts."""
+        """A close frame is recognized if it arrives in two pieces."""
         async with served() as s:
             peer, connection = await s.connect("/deaf")
             done = s.manager.close_now([connection], SESSION_ENDED)
@@ -213,7 +213,7 @@ class TestPeers:
             assert (await done)[0] == 0
 
     async def test_talks_on(self) -> None:
-        """Nothing that comes after the order reaches the handler, and it doesn't end the wait."""
+        """A message that arrives after the order doesn't reach the handler."""
         heard: list[Any] = []
 
         async def listen(connection: TrackedConnection) -> None:
@@ -231,7 +231,7 @@ class TestPeers:
             assert (heard, frames) == (["before"], [ENDED])
 
     async def test_what_was_queued(self) -> None:
-        """Nor does what had come before, but was not read."""
+        """A message that arrived before the order, but wasn't read, doesn't reach the handler."""
         go = asyncio.Event()
         heard: list[WSMsgType] = []
 
@@ -252,7 +252,7 @@ class TestPeers:
             assert heard == [WSMsgType.CLOSED]
 
     async def test_stuck(self) -> None:
-        """One that doesn't read is cut, with what it hasn't taken."""
+        """A peer that doesn't read is aborted, and its unsent data is discarded."""
         async with served(QUICK) as s:
             peer, connection = await s.stuck()
 
@@ -262,7 +262,7 @@ class TestPeers:
             peer.close()
 
     async def test_a_full_queue_is_no_reason_to_cut(self) -> None:
-        """A client that has sent more than its handler reads is heard all the same."""
+        """A client that has sent more than its handler reads isn't aborted if it answers."""
         async with served(Timeouts(close=PATIENT.close, handler_grace=0.01)) as s:
             peer, connection = await s.connect("/deaf")
             transport = connection.transport
@@ -276,7 +276,7 @@ class TestPeers:
             assert (await done)[0] == 0
 
     async def test_had_closed_already(self) -> None:
-        """One whose close is under way is left to end it."""
+        """A close that the client has begun is completed with the client's code."""
         async with served() as s:
             peer, connection = await s.connect()
             await peer.say(8, NORMAL_CLOSE)
@@ -286,7 +286,7 @@ class TestPeers:
             assert await peer.closed() == 1000
 
     async def test_the_handler_is_closing(self) -> None:
-        """A close that a handler has begun gets its answer, and the order waits for it."""
+        """A close that a handler has begun keeps its code, and the order waits for its answer."""
 
         async def leave(connection: TrackedConnection) -> None:
             await connection.ws.close(code=4000)
@@ -303,7 +303,7 @@ class TestPeers:
 
 class TestTls:
     async def test_polite(self, tls: ssl.SSLContext) -> None:
-        """As without TLS."""
+        """A TLS client that answers the close frame isn't aborted, and its socket is closed."""
         async with served(tls=tls) as s:
             peer, connection = await s.connect()
             frames, result = await asyncio.gather(
@@ -315,7 +315,7 @@ class TestTls:
 
     @pytest.mark.parametrize("says_so", ["never", "before", "after"])
     async def test_stuck(self, tls: ssl.SSLContext, says_so: str) -> None:
-        """Nor does it help to say before or after the order that nothing more will come."""
+        """A TLS peer that doesn't read is aborted, whether or not it sends close_notify."""
         async with served(QUICK, tls=tls) as s:
             peer, connection = await s.stuck()
             assert connection.transport is not None
@@ -332,7 +332,7 @@ class TestTls:
             peer.close()
 
     async def test_closed_twice(self, tls: ssl.SSLContext) -> None:
-        """Under a TLS transport that is closed twice asyncio loses the connection; we don't."""
+        """A TLS transport that was closed twice, so that asyncio loses it, is aborted."""
         async with served(QUICK, tls=tls) as s:
             peer, connection = await s.stuck()
             assert connection.transport is not None
@@ -345,7 +345,7 @@ class TestTls:
             peer.close()
 
     async def test_closed_twice_and_gone(self, tls: ssl.SSLContext) -> None:
-        """When its client hangs up there, the connection is gone, and need not be aborted."""
+        """A TLS transport that was closed twice isn't aborted if its client disconnects."""
         async with served(PATIENT, tls=tls) as s:
             peer, connection = await s.stuck()
             assert connection.transport is not None
@@ -360,7 +360,7 @@ class TestTls:
 
 class TestHandlers:
     async def test_a_stuck_socket_delays_no_other(self) -> None:
-        """The handler of one that is gone is cancelled while another is still being closed."""
+        """A handler whose socket is gone is cancelled while another socket is still closing."""
         timeouts = Timeouts(close=PATIENT.close, handler_grace=0.01)
         async with served(timeouts) as s:
             slow, stuck = await s.stuck()
@@ -376,7 +376,7 @@ class TestHandlers:
             await done
 
     async def test_each_has_its_grace(self) -> None:
-        """One whose socket is gone for a while is cancelled, and no other that has more time."""
+        """A handler whose grace is over is cancelled, and not one whose grace is longer."""
         async with served(Timeouts(close=PATIENT.close, handler_grace=0.2)) as s:
             first, early = await s.connect("/deaf")
             second, late = await s.connect("/deaf")
@@ -393,7 +393,7 @@ class TestHandlers:
             await asyncio.gather(*dones)
 
     async def test_that_leaves_is_not_cancelled(self) -> None:
-        """A handler that reads ends by itself."""
+        """A handler that reads ends by itself and is not cancelled."""
         async with served() as s:
             peer, connection = await s.connect()
             _, result = await asyncio.gather(
@@ -404,7 +404,7 @@ class TestHandlers:
             assert s.left == [connection]
 
     async def test_that_goes_on_is_named(self, caplog: pytest.LogCaptureFixture) -> None:
-        """One that doesn't let itself be cancelled is logged, and holds nobody up."""
+        """A handler that suppresses its cancellation is logged; the order doesn't wait for it."""
         stop = asyncio.Event()
 
         async def stubborn(connection: TrackedConnection) -> None:
@@ -427,7 +427,7 @@ class TestHandlers:
             await until(lambda: not s.manager.orphans())
 
     async def test_that_was_left_behind(self) -> None:
-        """A later order ends the handler of a socket that is gone."""
+        """A later order cancels a handler that outlived its socket."""
         async with served(Timeouts(close=PATIENT.close, handler_grace=0.01)) as s:
             peer, connection = await s.connect("/deaf")
             gone = s.manager.start_close(connection, NORMAL)
@@ -439,7 +439,7 @@ class TestHandlers:
             assert await s.manager.close_now(s.manager.of("session"), SESSION_ENDED) == (0, 1)
 
     async def test_ends_its_own_session(self) -> None:
-        """It is neither waited for nor cancelled; the others are closed, it goes on to its end."""
+        """A handler may end its own session: all sockets are closed, and the handler continues."""
         results: list[Any] = []
 
         async def suicide(connection: TrackedConnection) -> None:
@@ -457,7 +457,7 @@ class TestHandlers:
             assert results == [(0, 0), WSMsgType.CLOSED]
 
     async def test_child_ends_its_own_session(self) -> None:
-        """A child of the handler waits for the socket, but not for the handler."""
+        """An order by a child task of a handler waits for the socket, but not for the handler."""
         results: list[Any] = []
 
         async def parent(connection: TrackedConnection) -> None:
@@ -476,7 +476,7 @@ class TestHandlers:
             assert results == [(0, 0), CLOSED]
 
     async def test_of_a_handshake(self) -> None:
-        """A handshake that hangs is cancelled when the grace is over; it has no socket yet."""
+        """A handshake that hangs, and has no socket yet, is cancelled when the grace is over."""
 
         async def hang() -> None:
             try:
@@ -496,7 +496,7 @@ class TestHandlers:
     async def test_of_a_handshake_that_comes_to_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It may end, or be taken out, before its turn in an order has come, or between two."""
+        """An order skips connections that are removed before it, or before its slice."""
         monkeypatch.setattr(closing, "AT_ONCE", 0)
         monkeypatch.setattr(closing, "SLICE", 1)
         async with served() as s:
@@ -519,7 +519,7 @@ class TestHandlers:
 
 class TestOrders:
     async def test_two_at_a_time(self) -> None:
-        """The first one tells, both wait."""
+        """Of two simultaneous orders the first sets the close code, and both complete."""
         async with served() as s:
             peer, connection = await s.connect()
             first = s.manager.close_now([connection], SESSION_ENDED)
@@ -530,7 +530,7 @@ class TestOrders:
             assert results == [(0, 0), (0, 0)]
 
     async def test_the_earlier_deadline_counts(self) -> None:
-        """An order with less time bounds what an earlier one has begun."""
+        """An order with a shorter deadline applies it to a close that an earlier order began."""
         async with served() as s:
             peer, connection = await s.connect("/deaf")
             first = s.manager.close_now([connection], SESSION_ENDED)
@@ -543,7 +543,7 @@ class TestOrders:
             peer.close()
 
     async def test_a_cancelled_caller_stops_nothing(self) -> None:
-        """The engine belongs to the registry."""
+        """Cancelling the caller of an order doesn't stop the close."""
         async with served() as s:
             peer, connection = await s.connect()
 
@@ -559,7 +559,7 @@ class TestOrders:
             assert frames == [ENDED]
 
     async def test_leaving(self) -> None:
-        """Leaving the block closes with what the handler means, and waits until it is gone."""
+        """A socket whose handler returns is closed with 1000 and removed."""
 
         async def leave(connection: TrackedConnection) -> None:
             """Do nothing."""
@@ -573,7 +573,7 @@ class TestOrders:
             assert not s.manager.open.size
 
     async def test_no_task_per_socket(self) -> None:
-        """Served sockets are closed without a task of the engine."""
+        """Closing served sockets starts no task."""
         async with served() as s:
             peers = [await s.peer() for _ in range(3)]
             before = len(asyncio.all_tasks())
@@ -589,7 +589,7 @@ class TestByHand:
         return type("Thing", (), {"close": close})()
 
     async def test_one_that_hangs_holds_no_other(self) -> None:
-        """Something registered by hand has a deadline of its own."""
+        """An object whose close() hangs has a deadline of its own, and delays no other."""
         waiting = asyncio.Event()
 
         async def hang(self: object) -> None:
@@ -611,7 +611,7 @@ class TestByHand:
             assert not s.manager.open.size
 
     async def test_code_and_message(self) -> None:
-        """They are passed to what takes them."""
+        """The code and the message are passed to a close() that takes them."""
         told: list[Any] = []
 
         def close(self: object, code: int, message: bytes) -> None:
@@ -628,7 +628,7 @@ class TestByHand:
             assert told == [(1013, b"too slow"), "bare"]
 
     async def test_one_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
-        """It is logged, counts as cut, and is out."""
+        """An object whose close() raises is logged, counted as aborted, and removed."""
 
         async def fail(self: object) -> None:
             raise LookupError("a bug")
@@ -641,7 +641,7 @@ class TestByHand:
             assert not s.manager.open.size
 
     async def test_one_that_refuses_to_be_cancelled(self) -> None:
-        """It is left behind at its deadline."""
+        """An order doesn't wait for a close() that suppresses its cancellation."""
         stop = asyncio.Event()
 
         async def stubborn(self: object) -> None:
@@ -658,10 +658,10 @@ class TestByHand:
             stop.set()
 
     async def test_a_websocket_of_aiohttp(self) -> None:
-        """As in 1.1.1, a bare WebSocketResponse may be registered."""
+        """A bare WebSocketResponse may be registered, as in 1.1.1, and is closed."""
 
         async def bare(connection: TrackedConnection) -> None:
-            """Leave it to the other."""
+            """Do nothing."""
 
         async with served(bare=bare) as s:
             there = asyncio.Event()
@@ -697,7 +697,7 @@ class TestByHand:
 
 class TestOtherEndpoints:
     async def test_a_websocket_that_another_library_has_opened(self) -> None:
-        """It is closed by its own close(), and cut if its client doesn't hang up."""
+        """A websocket that another library has opened is closed by its own close()."""
         connections: list[TrackedConnection] = []
 
         async def handler(request: web.Request) -> web.WebSocketResponse:
@@ -725,7 +725,7 @@ class TestOtherEndpoints:
             await runner.cleanup()
 
     async def test_a_stream(self) -> None:
-        """Its transport is ended and its handler cancelled at once: nothing tells it."""
+        """The transport of a stream is closed, and its handler, which reads nothing, cancelled."""
         connections: list[TrackedConnection] = []
 
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -769,7 +769,7 @@ async def start(handler: Any) -> tuple[web.AppRunner, Any]:
 
 class TestLastWords:
     async def test_before_the_close_frame(self) -> None:
-        """An order lets the endpoint say something, which depends on the close."""
+        """The last words, which may depend on the close, are sent before the close frame."""
         async with served() as s:
             peer, connection = await s.connect()
             connection.last_words = lambda close: f"goodbye {close.code}"
@@ -780,7 +780,7 @@ class TestLastWords:
             assert frames == [(1, b"goodbye 4401"), ENDED]
 
     async def test_bytes(self) -> None:
-        """Bytes go as a binary message; nothing is sent for nothing."""
+        """Last words in bytes are sent as a binary message; ``None`` sends no message."""
         async with served() as s:
             (peer, one), (other, two) = await s.connect(), await s.connect()
             one.last_words = lambda close: b"\x01"
@@ -792,7 +792,7 @@ class TestLastWords:
             assert frames == [[(2, b"\x01"), ENDED], [ENDED]]
 
     async def test_no_order_no_words(self) -> None:
-        """A handler that leaves has said what it had to say."""
+        """A handler that returns without an order sends no last words."""
 
         async def leave(connection: TrackedConnection) -> None:
             connection.last_words = lambda close: "never"
@@ -803,7 +803,7 @@ class TestLastWords:
             assert await answer(peer) == [close_frame(NORMAL)]
 
     async def test_not_behind_what_waits(self) -> None:
-        """They are dropped if the transport has something else to send."""
+        """Last words are dropped if the transport's write buffer isn't empty."""
         async with served(QUICK) as s:
             peer, connection = await s.stuck()
             connection.last_words = lambda close: "late"
@@ -816,12 +816,12 @@ class TestLastWords:
             peer.close()
 
     async def test_not_before_what_is_being_compressed(self) -> None:
-        """They are dropped if a sender is in the way that a thread works for."""
+        """Last words are dropped while a thread compresses a message that is being sent."""
 
         async def send(connection: TrackedConnection) -> None:
             await connection.ws.receive()
             sending = asyncio.create_task(connection.ws.send_bytes(os.urandom(5_000_000)))
-            for _ in range(3):  # until the thread is at it
+            for _ in range(3):  # until the thread compresses
                 await asyncio.sleep(0)
             s.manager.close_soon([connection], SESSION_ENDED)
             await asyncio.wait({sending})
@@ -840,7 +840,7 @@ class TestLastWords:
             assert (message.type, message.data) == (WSMsgType.CLOSE, 4401)
 
     async def test_a_bug_in_them(self, caplog: pytest.LogCaptureFixture) -> None:
-        """It is logged, and the socket is closed all the same."""
+        """An error in the last words is logged, and the socket is still closed."""
         async with served() as s:
             peer, connection = await s.connect()
             connection.last_words = lambda close: str(1 // 0)
@@ -852,7 +852,7 @@ class TestLastWords:
             assert "ZeroDivisionError" in caplog.text
 
     async def test_compressed(self) -> None:
-        """They are compressed as everything is that is sent to this client."""
+        """Last words to a client that offers no compression are sent uncompressed."""
         async with served(options={"compress": True}) as s:
             peer, connection = await s.connect()
             connection.last_words = lambda close: "goodbye"
@@ -865,7 +865,7 @@ class TestLastWords:
 
 class TestHook:
     async def test_is_called_once(self) -> None:
-        """Only for what was registered, once, when it is out of the index."""
+        """The hook is called once for a connection that was registered, and for no other."""
         seen: list[tuple[TrackedConnection, int]] = []
         async with served() as s:
             s.manager.on_removed = lambda c: seen.append((c, s.manager.open.size))
@@ -878,7 +878,7 @@ class TestHook:
 
     @pytest.mark.parametrize("how", ["sync", "async"])
     async def test_that_fails(self, how: str, caplog: pytest.LogCaptureFixture) -> None:
-        """It is logged, and the order is done."""
+        """A hook that fails is logged, and the order is done."""
 
         def fail(connection: TrackedConnection) -> Any:
             if how == "sync":
@@ -897,7 +897,7 @@ class TestHook:
         raise LookupError("a bug")
 
     async def test_that_hangs(self, caplog: pytest.LogCaptureFixture) -> None:
-        """An order waits for it as long as for a peer, and no longer."""
+        """A hook that hangs is logged, and the order is done."""
 
         async def hang(connection: TrackedConnection) -> None:
             await asyncio.Event().wait()
@@ -914,7 +914,7 @@ class TestHook:
 
 class TestMemory:
     async def test_nothing_is_kept(self) -> None:
-        """Neither a timer nor an order keeps a connection that was closed."""
+        """A closed connection's websocket is kept alive by no timer and no order."""
 
         async def closed() -> weakref.ref[ServedWebSocket]:
             peer, connection = await s.connect()
@@ -930,12 +930,12 @@ class TestMemory:
         async with served(options={"compress": False, "heartbeat": 30.0}) as s:
             ref = await closed()
             await until(lambda: not s.manager.open.size)
-            gc.collect()  # aiohttp's own circles
+            gc.collect()  # aiohttp's own reference cycles
 
             assert ref() is None
 
     async def test_timers_hold_no_context(self) -> None:
-        """What an order's caller has in its context isn't kept by the engine's timers."""
+        """The engine's timers don't keep the context of an order's caller alive."""
         held: contextvars.ContextVar[Any] = contextvars.ContextVar("held")
 
         class Thing:
@@ -961,7 +961,7 @@ class TestMemory:
 class TestCloseFrameOfAClient:
     @pytest.mark.parametrize("size", [0, 2, 3, 60, 125])
     def test_is_found_behind_anything(self, size: int) -> None:
-        """Whatever it answers with, and whatever came before it."""
+        """A client's close frame is found whatever its payload, and whatever precedes it."""
         mask = b"\x11\x22\x33\x44"
         payload = ((4401).to_bytes(2) + b"r" * 123)[:size]
         masked = bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
@@ -975,5 +975,5 @@ class TestCloseFrameOfAClient:
         "data", [b"", b"\x88", b"\x81\x81\0\0\0\0x", b"\x88\x82\0\0\0\0\0\1", b"x" * 500]
     )
     def test_is_not_seen_in_anything_else(self, data: bytes) -> None:
-        """Texts, codes that can't be, and parts of frames are none."""
+        """Texts, invalid codes and incomplete frames are not taken for a close frame."""
         assert not ends_with_close(data)

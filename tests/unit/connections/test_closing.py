@@ -1,5 +1,5 @@
 """
-The close engine against peers that behave, and against peers that don't.
+Close orders of a registry, and peers and handlers that end when asked to, or don't.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def flood(request: web.Request) -> web.WebSocketResponse:
 
 
 async def deaf(request: web.Request) -> web.WebSocketResponse:
-    """Never read, and never notice."""
+    """Never read, so that no close is noticed."""
     async with session_ws(request) as ws:
         await ws.send_str("here")
         await asyncio.Event().wait()
@@ -94,18 +94,18 @@ def patient() -> SessionWSRegistry:
 class TestVocabulary:
     @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000])
     def test_a_code_that_no_frame_can_carry_is_an_error(self, code: int) -> None:
-        """Some codes are reserved for what never travels (RFC 6455, 7.4.1)."""
+        """A code that is reserved or unassigned in frames (RFC 6455, 7.4.1) raises ValueError."""
         with pytest.raises(ValueError, match="3000 to 4999"):
             Close(code)
 
     def test_a_reason_has_room_for_123_bytes(self) -> None:
-        """A control frame holds 125 bytes, the code takes two."""
+        """A reason has at most 123 bytes: a control frame holds 125, the code takes two."""
         Close(4000, "é" * 61)
         with pytest.raises(ValueError, match="123 bytes"):
             Close(4000, "é" * 62)
 
     def test_timeouts_are_not_negative(self) -> None:
-        """A number of seconds can't be negative."""
+        """A negative timeout raises ValueError."""
         with pytest.raises(ValueError, match="seconds"):
             Timeouts(close=-1)
 
@@ -114,7 +114,7 @@ class TestOrders:
     async def test_code_and_reason_reach_the_client(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The caller of an order may choose what the client is told."""
+        """The code and the reason given with an order reach the client."""
         client = await client_of(aiohttp_client, registry)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
@@ -126,7 +126,7 @@ class TestOrders:
     async def test_only_that_session(
         self, aiohttp_client: AiohttpClient, patient: SessionWSRegistry
     ) -> None:
-        """The sockets of other sessions stay."""
+        """The end of a session leaves the sockets of other sessions open."""
         client = await client_of(aiohttp_client, patient)
         other = await aiohttp_client(client.server)
         await other.get("/login")
@@ -143,7 +143,7 @@ class TestOrders:
     async def test_close_all(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """All sockets close, and the same sessions may come back."""
+        """close_all() closes all sockets, and the same sessions may reconnect."""
         client = await client_of(aiohttp_client, registry)
         async with client.ws_connect("/ws") as ws:
             report = await registry.close_all()
@@ -156,13 +156,13 @@ class TestOrders:
     async def test_of_nobody(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """An order for an id that has no socket finds nothing."""
+        """An order for an id that has no socket closes nothing."""
         await client_of(aiohttp_client, registry)
         assert await registry.close_all_session("nobody") == CloseReport()
         assert await registry.end_session("nobody") == CloseReport()
 
     async def test_twice(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """Two orders at the same time close once and both wait for it."""
+        """Two simultaneous orders close a socket once, and both count it."""
         client = await client_of(aiohttp_client, registry)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
@@ -176,7 +176,7 @@ class TestOrders:
     async def test_from_the_handler_of_that_very_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It returns, closes the others too, and the handler goes on to its end."""
+        """A handler may end its own session: all sockets are closed, and the handler continues."""
         ended = asyncio.Event()
 
         async def suicide(request: web.Request) -> web.WebSocketResponse:
@@ -200,7 +200,7 @@ class TestOrders:
     async def test_a_cancelled_caller_stops_nothing(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The tasks of the engine belong to the registry."""
+        """Cancelling the caller of an order doesn't stop the close."""
         client = await client_of(aiohttp_client, registry)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
@@ -216,7 +216,7 @@ class TestRudePeers:
     async def test_never_answers_the_close_frame(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A mute peer is cut at the deadline, though nobody reads what it doesn't say."""
+        """A peer that never answers the close frame is aborted, and its handler cancelled."""
         client = await client_of(aiohttp_client, registry)
         peer = await RawPeer.open(client.make_url("/deaf"), cookie_of(client))
         report = await registry.close_all()
@@ -229,7 +229,7 @@ class TestRudePeers:
     async def test_stopped_reading(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A full buffer does not keep the connection."""
+        """A peer that has stopped reading is aborted, and its unsent data is discarded."""
         client = await client_of(aiohttp_client, registry)
         peer = await RawPeer.open(
             client.make_url("/flood"), cookie_of(client), receive_buffer=4096
@@ -248,7 +248,7 @@ class TestRudePeers:
     async def test_vanished_while_the_handler_looks_elsewhere(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A dead connection leaves the registry, and its handler is ended, unasked."""
+        """A lost connection is removed, and its handler cancelled, without an order."""
         client = await client_of(aiohttp_client, registry)
         peer = await RawPeer.open(client.make_url("/deaf"), cookie_of(client))
         (connection,) = connections(registry)
@@ -262,7 +262,7 @@ class TestRudePeers:
     async def test_half_closed_by_a_handler_that_hangs_in_close(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A handler's own close() to a peer that doesn't read is brought to an end."""
+        """A handler's own close() to a peer that doesn't read returns."""
         done = asyncio.Event()
 
         async def hang(request: web.Request) -> web.WebSocketResponse:
@@ -295,7 +295,7 @@ class TestTls:
     async def test_behaves(
         self, aiohttp_client: AiohttpClient, patient: SessionWSRegistry, tls: ssl.SSLContext
     ) -> None:
-        """The client sees the close code, and its connection ends."""
+        """A TLS client receives the close code, and its connection ends."""
         client = await client_of(aiohttp_client, patient, tls)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
@@ -310,7 +310,7 @@ class TestTls:
     async def full(
         client: Client, registry: SessionWSRegistry, path: str
     ) -> tuple[TlsPeer, TrackedConnection]:
-        """Return a peer that doesn't read, once nothing more goes to it, and its connection."""
+        """Return a peer that doesn't read, once its buffers are full, and its connection."""
         peer = await TlsPeer.open(client.make_url(path), cookie_of(client), receive_buffer=4096)
         (connection,) = connections(registry)
         assert connection.transport is not None
@@ -321,7 +321,7 @@ class TestTls:
     async def test_stopped_reading(
         self, client: Client, registry: SessionWSRegistry, says_so: str
     ) -> None:
-        """Nor does it help to say before or after the order that nothing more will come."""
+        """A TLS peer that doesn't read is aborted, whether or not it sends close_notify."""
         peer, connection = await self.full(client, registry, "/flood")
         assert connection.transport is not None
         if says_so == "before":
@@ -342,7 +342,7 @@ class TestTls:
     async def test_closed_by_the_handler_too(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, tls: ssl.SSLContext
     ) -> None:
-        """A connection that both sides have closed already is cut all the same."""
+        """A TLS connection that both sides began to close ends though its peer doesn't read."""
         said = asyncio.Event()
 
         async def shut(request: web.Request) -> web.WebSocketResponse:
@@ -387,7 +387,7 @@ class TestHandlers:
         registry: SessionWSRegistry,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """It is named in the log; its socket is gone all the same."""
+        """A handler that suppresses its cancellation is logged, and its socket is closed."""
         stop = asyncio.Event()
 
         async def stubborn(request: web.Request) -> web.WebSocketResponse:
@@ -417,7 +417,7 @@ class TestHandlers:
         patient: SessionWSRegistry,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """What send() raises after an order is no error in the log."""
+        """The exception of a send after an order isn't logged as an error."""
         tick = Turnstile()
         tick.shut = True
 
@@ -452,7 +452,7 @@ class TestHandlers:
     async def test_raises_in_an_open_socket(
         self, aiohttp_client: AiohttpClient, error: type[Exception], code: int
     ) -> None:
-        """No HTTP is written into an open socket; a close frame tells the client."""
+        """An exception in an open socket becomes a close code; no HTTP response is written."""
 
         async def failing(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request):
@@ -474,7 +474,7 @@ class TestHandlers:
     async def test_returns_something_else(
         self, aiohttp_client: AiohttpClient, answer: web.Response | None
     ) -> None:
-        """A handler that forgets to return the websocket writes nothing behind its end."""
+        """A handler that doesn't return its websocket writes nothing after the close frame."""
 
         async def forgetful(request: web.Request) -> web.Response | None:
             async with session_ws(request) as ws:
@@ -494,7 +494,7 @@ class TestHandlers:
         peer.close()
 
     async def test_leaves_and_says_goodbye(self, aiohttp_client: AiohttpClient) -> None:
-        """What was sent before the end of the block arrives before the close frame."""
+        """A message sent before the end of the block arrives before the close frame."""
 
         async def hello(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -516,7 +516,7 @@ class TestShutdown:
     async def test_rude_peers_and_a_handshake_in_flight(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The application ends though nobody answers, and nothing stays behind."""
+        """A shutdown completes though no peer answers, and leaves no connection and no task."""
         held = Turnstile()
         held.shut = True
 
@@ -545,7 +545,7 @@ class TestShutdown:
     async def test_refuses_new_handshakes(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """While it shuts down the application answers handshakes with 503."""
+        """An application that shuts down answers handshakes with 503 and Retry-After."""
         client = await client_of(aiohttp_client, registry)
         inspect(registry).drainer.refuses = True
         peer = await RawPeer.connect(client.make_url("/ws"), cookie_of(client))
@@ -558,7 +558,7 @@ class TestShutdown:
     async def test_tells_1001(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A client hears that the server goes away."""
+        """A shutdown closes sockets with 1001."""
         client = await client_of(aiohttp_client, registry)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()

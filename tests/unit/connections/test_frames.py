@@ -1,5 +1,5 @@
 """
-Frames as aiohttp's own client reads them.
+Encoding of messages as websocket frames.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class TestEncodeMessage:
         ],
     )
     def test_what_can_be_sent(self, data: object, payload: bytes, opcode: WSMsgType) -> None:
-        """A text becomes a text message, bytes of any kind a binary one."""
+        """Text is encoded as a text message, any bytes-like object as a binary one."""
         assert encode_message(data) == (payload, opcode, encode_frame(payload, opcode))
 
     def test_anything_else(self) -> None:
-        """The error names what there is instead."""
+        """Data that is neither text nor bytes raises a TypeError that names broadcast_json()."""
         with pytest.raises(TypeError, match="broadcast_json"):
             encode_message({"a": 1})
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 100_000])
 async def test_sizes(size: int) -> None:
-    """Each size has its form of header; a peer reads what was pushed."""
+    """A pushed message reaches the peer unchanged, with each form of the frame header."""
     async with served() as s:
         peer: RawPeer = await s.peer()
         assert s.manager.push(s.manager.open, b"x" * size) == (1, 0)

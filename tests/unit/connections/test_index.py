@@ -1,5 +1,5 @@
 """
-Connections by a key.
+The index of connections by a key.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from aiohttp_session_ws.connections.index import Index
 
 
 def connection(session_ws_id: Hashable) -> TrackedConnection:
-    """Return a connection of a socket of its own."""
+    """Return a connection of a new websocket."""
     return TrackedConnection(session_ws_id, object())
 
 
 def made(key: Hashable, thing: object, at: float) -> TrackedConnection:
-    """Return the connection of an object that was registered by hand."""
+    """Return the connection of an object registered by hand."""
     return registered_object(key, thing, Closed(), at)
 
 
 class Closed:
-    """What would close such objects."""
+    """The closer of objects registered by hand."""
 
     async def close_connection(self, connection: TrackedConnection, close: Close) -> None:
         """Close nothing."""
@@ -52,7 +52,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=keys)
     def add_object(self, key: Hashable) -> None:
-        """File an object, twice."""
+        """File the same object twice."""
         thing = object()
         self.index.add_object(key, thing)
         self.index.add_object(key, thing)
@@ -61,7 +61,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=keys)
     def unseen_object(self, key: Hashable) -> None:
-        """Take out an object that nobody has looked at, or that stands beside others."""
+        """Take out an object by discard_object(), which needs it to be alone under its key."""
         thing, alone = object(), key not in self.index
         self.index.add_object(key, thing)
         unseen = self.index.served()
@@ -75,7 +75,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=keys)
     def discarded_object(self, key: Hashable) -> None:
-        """An object goes as others do."""
+        """Take out the connection of an object like any other."""
         thing = object()
         self.index.add_object(key, thing)
         self.index.discard(key, connection(key))
@@ -85,7 +85,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def discard(self, data: st.DataObject) -> None:
-        """Take one out, twice."""
+        """Take the same connection out twice."""
         if self.there:
             key, gone = self.there.pop(data.draw(st.integers(0, len(self.there) - 1)))
             self.index.discard(key, gone)
@@ -93,12 +93,12 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=keys)
     def discard_unknown(self, key: Hashable) -> None:
-        """Take out what isn't there."""
+        """Take out a connection that isn't filed."""
         self.index.discard(key, connection(key))
 
     @invariant()
     def same(self) -> None:
-        """Both know the same, by each key and in all."""
+        """The index and the list hold the same connections, by key and in total."""
         keys = {key for key, _ in self.there}
         assert set(self.index.keys()) == keys
         assert len(self.index) == len(keys)
@@ -118,7 +118,7 @@ TestModel.settings = settings(max_examples=100, stateful_step_count=30, deadline
 
 
 def test_may_change_meanwhile() -> None:
-    """Whoever goes through it sees what was there when it began."""
+    """An iteration covers the connections present at its start, though they are removed."""
     index = Index()
     for number in range(3):
         index.add("a", connection(number))

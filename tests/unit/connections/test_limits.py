@@ -1,5 +1,5 @@
 """
-How many sockets there may be, however many come at once.
+Limits on the number of sockets, also for simultaneous handshakes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make(limits: Limits, **options: Any) -> SessionWSRegistry:
 
 
 async def connect(client: Client, cookie: str) -> ClientWebSocketResponse:
-    """Open a socket and hear that one is in."""
+    """Open a socket, and receive the first message of its handler."""
     ws = await client.ws_connect("/ws", headers={"Cookie": cookie})
     message = await ws.receive(timeout=PATIENCE)
     assert message.type is WSMsgType.TEXT, message
@@ -65,7 +65,7 @@ async def log_in(client: Client, user: str = "ann") -> str:
 
 
 async def is_open(ws: ClientWebSocketResponse) -> bool:
-    """Tell whether the server still answers."""
+    """Return whether the server still answers."""
     with contextlib.suppress(ClientConnectionResetError):
         await ws.send_str("still there?")
         return (await ws.receive(timeout=PATIENCE)).type is WSMsgType.TEXT
@@ -74,7 +74,7 @@ async def is_open(ws: ClientWebSocketResponse) -> bool:
 
 class TestEvict:
     async def test_per_session(self, aiohttp_client: AiohttpClient) -> None:
-        """The oldest of a session goes; another session has its own limit."""
+        """A session over its limit loses its oldest socket; each session has its own limit."""
         client = await aiohttp_client(make_app(make(Limits(per_session=2))))
         ann, bob = await log_in(client), await log_in(client, "bob")
         theirs = await connect(client, bob)
@@ -88,7 +88,7 @@ class TestEvict:
             assert await is_open(ws)
 
     async def test_per_identity(self, aiohttp_client: AiohttpClient) -> None:
-        """The oldest of a user goes, from whatever session; nobody has no limit."""
+        """A user over the limit loses the oldest socket; anonymous clients have no limit."""
         client = await aiohttp_client(make_app(make(Limits(per_identity=2))))
         one, two, bob = await log_in(client), await log_in(client), await log_in(client, "bob")
         theirs = await connect(client, bob)
@@ -102,7 +102,7 @@ class TestEvict:
             assert await is_open(ws)
 
     async def test_both(self, aiohttp_client: AiohttpClient) -> None:
-        """One that makes room in its session makes room with its identity too."""
+        """A socket evicted for its session's limit makes room in its identity's limit, too."""
         registry = make(Limits(per_session=1, per_identity=2))
         client = await aiohttp_client(make_app(registry))
         one, two = await log_in(client), await log_in(client)
@@ -114,7 +114,7 @@ class TestEvict:
         assert await is_open(third)
 
     async def test_cluster_of_one(self, aiohttp_client: AiohttpClient) -> None:
-        """Over all processes is over this one if there is no other."""
+        """A limit of the cluster applies to this node if there is no other."""
         client = await aiohttp_client(make_app(make(Limits(per_identity=1, scope="cluster"))))
         ann = await log_in(client)
         first, second = await connect(client, ann), await connect(client, ann)
@@ -123,7 +123,7 @@ class TestEvict:
         assert await is_open(second)
 
     async def test_mute(self, aiohttp_client: AiohttpClient) -> None:
-        """One that doesn't answer the close is cut, and only then the new one is let in."""
+        """An evicted client that doesn't answer is disconnected before the new socket opens."""
         registry = make(Limits(per_session=1))
         client = await aiohttp_client(make_app(registry))
         ann = await log_in(client)
@@ -142,7 +142,7 @@ class TestEvict:
         peer.close()
 
     async def test_unauthorized(self, aiohttp_client: AiohttpClient) -> None:
-        """A handshake that is not authorized evicts nobody."""
+        """A handshake that is not authorized evicts no socket."""
         allow = [True]
         registry = make(Limits(per_session=1), authorize=lambda request: allow[0])
         client = await aiohttp_client(make_app(registry))
@@ -155,7 +155,7 @@ class TestEvict:
         assert await is_open(ws)
 
     async def test_by_hand(self, aiohttp_client: AiohttpClient) -> None:
-        """What was registered by hand counts, and is closed like the others."""
+        """An object registered by hand counts, and is evicted like a socket."""
         codes: list[int] = []
 
         class Thing:
@@ -172,7 +172,7 @@ class TestEvict:
         assert codes == [4429]
 
     async def test_by_hand_later(self, aiohttp_client: AiohttpClient) -> None:
-        """It is as old as its registration: what was open before that goes first."""
+        """An object is as old as its registration: sockets opened before it are evicted first."""
         codes: list[int] = []
 
         class Thing:
@@ -191,7 +191,7 @@ class TestEvict:
         assert codes == []
 
     async def test_already_refused(self, aiohttp_client: AiohttpClient) -> None:
-        """A handshake that an order has refused takes nobody's place."""
+        """A handshake that an order has rejected evicts no socket."""
         authorizing = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -213,7 +213,7 @@ class TestEvict:
         assert await is_open(ws)
 
     async def test_just_ordered_to_close(self, aiohttp_client: AiohttpClient) -> None:
-        """One whose close was ordered a moment ago is waited for like all others."""
+        """A socket whose close was just ordered isn't evicted; the new socket is opened."""
         authorizing = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -236,11 +236,11 @@ class TestEvict:
         await closing
 
     async def test_in_flight(self, aiohttp_client: AiohttpClient) -> None:
-        """The oldest may be a handshake that waits for its own place."""
+        """A handshake that waits for a place may be evicted as the oldest."""
         registry = make(Limits(per_session=1))
         client = await aiohttp_client(make_app(registry))
         ann = await log_in(client)
-        peer = await RawPeer.open(client.make_url("/ws"), ann)  # mute: its place is free late
+        peer = await RawPeer.open(client.make_url("/ws"), ann)  # mute: its place is freed late
         await until(lambda: connections(registry))
         waiting = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": ann}))
         await until(lambda: opening(registry))
@@ -255,7 +255,7 @@ class TestEvict:
 class TestRefuse:
     @pytest.mark.parametrize("limit", ["per_session", "per_identity"])
     async def test_refuse(self, aiohttp_client: AiohttpClient, limit: str) -> None:
-        """The new one is told by a close code; a place that was left is free again."""
+        """A socket over the limit is closed with 4429; a place that is left is free again."""
         options: dict[str, Any] = {limit: 2, "on_limit": "refuse"}
         registry = make(Limits(**options))
         client = await aiohttp_client(make_app(registry))
@@ -276,7 +276,7 @@ class TestTotal:
     async def test_total(
         self, aiohttp_client: AiohttpClient, on_limit: Literal["evict_oldest", "refuse"]
     ) -> None:
-        """Beyond it a handshake gets 503 and is told when to try again."""
+        """A handshake over the total limit gets 503 and Retry-After."""
         client = await aiohttp_client(make_app(make(Limits(total=2, on_limit=on_limit))))
         sockets = [await connect(client, await log_in(client)) for _ in range(2)]
         cookie = await log_in(client)
@@ -295,7 +295,7 @@ class TestBurst:
     async def test_session(
         self, aiohttp_client: AiohttpClient, on_limit: Literal["evict_oldest", "refuse"]
     ) -> None:
-        """Of many handshakes at once exactly as many get in as may, and never more."""
+        """Of many simultaneous handshakes as many are admitted as the limit allows."""
         authorizing = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -335,7 +335,7 @@ class TestBurst:
     async def test_total(
         self, aiohttp_client: AiohttpClient, on_limit: Literal["evict_oldest", "refuse"]
     ) -> None:
-        """The limit on all counts handshakes in flight."""
+        """The total limit counts handshakes in progress."""
         authorizing = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -363,7 +363,7 @@ class TestBurst:
 
 class TestOptions:
     def test_whose(self) -> None:
-        """A limit for each identity needs to know them."""
+        """A limit for each identity needs ``identify=``."""
         with pytest.raises(ValueError, match="identify="):
             SessionWSRegistry(limits=Limits(per_identity=1))
 
@@ -379,7 +379,7 @@ class TestOptions:
 
 
 class Thing:
-    """A socket that closes when it is told to, a step later."""
+    """An object whose close() takes one event loop iteration."""
 
     async def close(self) -> None:
         """Close."""
@@ -397,13 +397,13 @@ steps = st.lists(
 
 
 def manager_with(timeouts: Timeouts) -> ConnectionManager:
-    """Return a manager whose connections are taken out without a word."""
+    """Return a manager whose caller is no handler, and whose removed connections call no hook."""
     return ConnectionManager(timeouts, PushQueue(), BackgroundTasks(), lambda: None)
 
 
 class TestMakeRoom:
     async def test_one_place_at_a_time(self) -> None:
-        """Two that wait for a place each get in one after the other, as places are left."""
+        """Two handshakes that wait are admitted one after the other, as places become free."""
         limits, sockets = Limits(per_session=2), manager_with(Timeouts(close=PATIENCE))
         leaving = [asyncio.Event(), asyncio.Event()]
 
@@ -442,7 +442,7 @@ class TestMakeRoom:
     def test_never_more(
         self, steps: list[tuple[str, int, int]], per_session: int, per_identity: int
     ) -> None:
-        """Whatever comes and goes in between: never more, and the oldest goes."""
+        """The limits hold, and the oldest are evicted, whatever connects and leaves meanwhile."""
         asyncio.run(self._run(steps, per_session, per_identity))
 
     async def _run(

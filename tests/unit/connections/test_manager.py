@@ -1,5 +1,5 @@
 """
-The manager: the index, the tick, pushing, and what an application may ask of a connection.
+The connection manager: its index, its tick, pushes, and the methods of a connection.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ LINEAGE = Lineage("token", 3, 1.0)
 
 
 class Thing:
-    """Something that may be registered by hand."""
+    """An object that may be registered by hand."""
 
     def __init__(self) -> None:
         self.closed_with: list[int] = []
 
     def close(self, code: int, message: bytes) -> None:
-        """Note the code."""
+        """Record the code."""
         self.closed_with.append(code)
 
 
@@ -59,7 +59,7 @@ def handshake(session_ws_id: str = "a") -> TrackedConnection:
 
 class TestFiling:
     async def test_handshake(self) -> None:
-        """Orders find a handshake, by whatever it is filed under; nobody else does."""
+        """Orders find a handshake under each of its keys; queries for open connections don't."""
         async with served() as s:
             m, connection = s.manager, handshake()
             label = Subject("label", ("sid", "1"))
@@ -73,7 +73,7 @@ class TestFiling:
             assert (m.of("a"), m.all(), m.total) == ([], [], 1)
 
     async def test_open(self) -> None:
-        """Once it is open everybody finds it, once."""
+        """Once it is open, each query finds a connection, once."""
         async with served() as s:
             m, connection = s.manager, handshake()
             m.add_handshake(connection)
@@ -87,7 +87,7 @@ class TestFiling:
             assert [info.id for info in m.snapshot()] == [connection.id]
 
     async def test_handshake_comes_to_nothing(self) -> None:
-        """Nothing is left of it."""
+        """A discarded handshake is removed from all indexes."""
         async with served() as s:
             m, connection = s.manager, handshake()
             m.add_handshake(connection)
@@ -98,7 +98,7 @@ class TestFiling:
             assert [len(i) for i in (m.opening, m.lineages, m.identities, m.labels)] == [0] * 4
 
     async def test_refile(self) -> None:
-        """A renewal files a connection under its new id and generation, open or not."""
+        """A renewal files a connection, opening or open, under its new id and generation."""
         async with served() as s:
             m = s.manager
             opening, opened = handshake(), handshake()
@@ -119,7 +119,7 @@ class TestFiling:
             assert opening.session_ws_id == "b"
 
     async def test_no_lineage(self) -> None:
-        """What belongs to no lineage is found by its id only."""
+        """An object without a lineage isn't filed under one."""
         async with served() as s:
             connection = s.manager.add_by_hand("a", Thing())
 
@@ -129,7 +129,7 @@ class TestFiling:
 
 class TestByHand:
     async def test_two(self) -> None:
-        """One object is filed under an id, and another beside it."""
+        """Two objects can be filed under the same id."""
         async with served() as s:
             thing, other = Thing(), Thing()
             both = [s.manager.add_by_hand("a", one) for one in (thing, other)]
@@ -138,7 +138,7 @@ class TestByHand:
             assert s.manager.open.size == 2
 
     async def test_under_an_identity_and_a_lineage(self) -> None:
-        """It is found and closed by either."""
+        """An object is found by its lineage and closed by its identity, and leaves all indexes."""
         async with served() as s:
             thing = Thing()
             s.manager.add_by_hand("a", thing, "ann", LINEAGE)
@@ -154,7 +154,7 @@ class TestByHand:
 
     @pytest.mark.parametrize("identity", [None, "ann"])
     async def test_taken_out(self, identity: str | None) -> None:
-        """Nothing is left, and nothing is closed."""
+        """An object removed by hand leaves the indexes, and isn't closed."""
         async with served() as s:
             thing, other = Thing(), Thing()
             connection = s.manager.add_by_hand("a", thing, identity)
@@ -168,7 +168,7 @@ class TestByHand:
             assert thing.closed_with == []
 
     async def test_not_what_is_served(self) -> None:
-        """A socket that is served can't be taken out by hand."""
+        """A served socket can't be removed by hand."""
         async with served() as s:
             _, connection = await s.connect()
             s.manager.remove_by_hand(connection.session_ws_id, connection.ws)
@@ -176,7 +176,7 @@ class TestByHand:
             assert s.manager.all() == [connection]
 
     async def test_has_what_any_connection_has(self) -> None:
-        """Whatever was not set has its default; what doesn't exist is an error."""
+        """An object's connection has default attributes; an unknown one raises AttributeError."""
         async with served() as s:
             connection: Any = s.manager.add_by_hand("a", Thing())
 
@@ -191,7 +191,7 @@ class TestByHand:
 
 class TestConnection:
     async def test_close(self) -> None:
-        """The application may close one, and is back when it is gone."""
+        """close() sends a code and a reason, and returns when the handler has left, too."""
         async with served() as s:
             peer, connection = await s.connect()
             frames, _ = await asyncio.gather(answer(peer), connection.close(4000, "bye"))
@@ -202,7 +202,7 @@ class TestConnection:
             assert s.left == [connection]
 
     async def test_close_by_its_own_handler(self) -> None:
-        """It is back when the socket is gone, and goes on."""
+        """close() in a connection's own handler returns when the socket is closed."""
         states: list[object] = []
 
         async def leave(connection: TrackedConnection) -> None:
@@ -217,7 +217,7 @@ class TestConnection:
             assert (frames, states) == ([close_frame(Close(4000))], [CLOSED])
 
     async def test_wrong_code(self) -> None:
-        """What no frame can carry is an error, and nothing is closed."""
+        """close() with a code that no frame can carry raises ValueError and closes nothing."""
         async with served() as s:
             _, connection = await s.connect()
             with pytest.raises(ValueError, match="3000 to 4999"):
@@ -226,11 +226,11 @@ class TestConnection:
             assert connection.state is OPEN
 
     def test_repr_tells_no_id(self) -> None:
-        """It may be logged."""
+        """The repr of a connection, which may be logged, doesn't contain its session ws id."""
         assert "secret" not in repr(TrackedConnection("secret", None))
 
     def test_gravest_order(self) -> None:
-        """Of several orders that reject a handshake the end of its session is told."""
+        """Of several orders that reject a handshake, the end of its session takes precedence."""
         connection = handshake()
         for close in (TOO_MANY_CONNECTIONS, SESSION_ENDED, NORMAL):
             connection.reject(close)
@@ -240,7 +240,7 @@ class TestConnection:
 
 class TestRefused:
     async def test_counts_until_it_is_gone(self) -> None:
-        """A handshake that was accepted to be refused counts, and is closed at shutdown."""
+        """A refused handshake counts until it is closed, and is among the sockets of shutdown."""
         totals: list[int] = []
 
         async with served() as s:
@@ -270,7 +270,7 @@ class TestRefused:
 
 class TestEvict:
     async def test_open_one(self) -> None:
-        """It is closed, and its handler ends."""
+        """An open connection that is evicted is closed with the given code."""
         async with served() as s:
             peer, connection = await s.connect()
             s.manager.evict(connection, TOO_MANY_CONNECTIONS)
@@ -278,7 +278,7 @@ class TestEvict:
             assert await answer(peer) == [close_frame(TOO_MANY_CONNECTIONS)]
 
     async def test_opening_one(self) -> None:
-        """It is rejected."""
+        """A handshake that is evicted is rejected with the given code."""
         async with served() as s:
             connection = handshake()
             s.manager.add_handshake(connection)
@@ -289,7 +289,7 @@ class TestEvict:
 
 class TestRemoveGone:
     async def test_one_that_has_hung_up(self) -> None:
-        """It is out at once, and the engine has nothing to do with it."""
+        """A connection whose client has closed is removed without the close engine."""
         async with served() as s:
             peer, connection = await s.connect()
             await peer.say(8, NORMAL_CLOSE)
@@ -299,7 +299,7 @@ class TestRemoveGone:
             assert (s.manager.total, s.manager.of_lineage("token")) == (0, [])
 
     async def test_one_that_is_there(self) -> None:
-        """It stays."""
+        """A connection that is open isn't removed."""
         async with served() as s:
             _, connection = await s.connect()
 
@@ -307,7 +307,7 @@ class TestRemoveGone:
             assert connection.state is OPEN
 
     async def test_one_that_somebody_is_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its end is told by the engine, which may have to wait for that."""
+        """A registered connection is left to the engine, which may have to await the hook."""
         monkeypatch.setattr(manager_module, "TICK", 1000.0)
         async with served() as s:
             peer, connection = await s.connect("/deaf")
@@ -319,7 +319,7 @@ class TestRemoveGone:
             assert s.manager.open.size == 1
 
     async def test_one_that_an_order_closes(self) -> None:
-        """It is the order's."""
+        """A connection that an order closes is left to the order."""
         async with served() as s:
             peer, connection = await s.connect("/deaf")
             closed = s.manager.close_now([connection], SESSION_ENDED)
@@ -336,11 +336,11 @@ class TestRemoveGone:
 class TestTick:
     @pytest.fixture(autouse=True)
     def hurry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a second be shorter."""
+        """Shorten the interval of the tick."""
         monkeypatch.setattr(manager_module, "TICK", 0.02)
 
     async def test_who_vanished(self) -> None:
-        """A connection that died while its handler looked elsewhere is out, its handler ended."""
+        """A connection lost while its handler doesn't read is removed, its handler cancelled."""
         async with served(QUICK) as s:
             peer, connection = await s.connect("/deaf")
             peer.vanish()
@@ -351,7 +351,7 @@ class TestTick:
             assert connection.close_order is None
 
     async def test_who_said_goodbye(self) -> None:
-        """A handler that has read its client's close may finish what it is at."""
+        """A handler that has read its client's close frame isn't cancelled."""
         go = asyncio.Event()
 
         async def slow(connection: TrackedConnection) -> None:
@@ -369,7 +369,7 @@ class TestTick:
             assert left_alone
 
     async def test_what_is_due(self) -> None:
-        """Those whose time has come are told of, each tick."""
+        """The callbacks of a tick get the connections whose ``check_at`` has come, no others."""
         seen: list[Sequence[TrackedConnection]] = []
         async with served() as s:
             s.manager.on_tick.append(seen.append)
@@ -381,7 +381,7 @@ class TestTick:
             assert not any(late in due for due in seen)
 
     async def test_a_few_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where there are many, others have their turn in between, and all are looked at."""
+        """Many connections are checked in batches, and all are checked."""
         monkeypatch.setattr(manager_module, "CHECKED_AT_ONCE", 1)
         seen: list[Sequence[TrackedConnection]] = []
         async with served() as s:
@@ -394,7 +394,7 @@ class TestTick:
             assert all(len(due) <= 1 for due in seen)
 
     async def test_where_there_are_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A part of them is looked at each time, and all within some."""
+        """If there are many connections, all those that are lost are closed."""
         monkeypatch.setattr(manager_module, "CHECKED_AT_ONCE", 1)
         async with served(QUICK) as s:
             connected = [await s.connect("/deaf") for _ in range(9)]
@@ -406,7 +406,7 @@ class TestTick:
             assert [connection.state for _, connection in connected] == [CLOSED] * 9
 
     async def test_who_cannot_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Those whose check comes soon are looked at each time, but not beyond that."""
+        """A connection whose check comes soon is checked in each tick, until it no longer does."""
         monkeypatch.setattr(manager_module, "CHECKED_AT_ONCE", 1)
         looks: list[Sequence[TrackedConnection]] = []
         async with served() as s:
@@ -420,18 +420,18 @@ class TestTick:
             one.check_at = math.inf
             await until(lambda: not s.manager.checked_each_tick)
 
-            # Of 22 six are looked at each time, so that one alone would be every 22 looks.
+            # Each tick checks six of the 22, one a batch: otherwise it would be every 22nd batch.
             assert (attended, took < 8 * 12) == ({one}, True)
             assert all(connection.state is OPEN for connection in others)
 
     async def test_who_is_gone(self) -> None:
-        """It is kept no longer than it is filed, whenever somebody asks for its check."""
+        """A closed connection is checked in no tick, even if its check is requested later."""
         async with served() as s:
             peer, connection = await s.connect()
             s.manager.check_each_tick(connection)
             _ = await asyncio.gather(answer(peer), s.manager.close_now([connection], NORMAL))
             at_once = set(s.manager.checked_each_tick)
-            s.manager.check_each_tick(connection)  # a check of it may end by now
+            s.manager.check_each_tick(connection)  # as a check that ends by now may do
 
             assert (at_once, set(s.manager.checked_each_tick)) == (set(), set())
 
@@ -450,14 +450,14 @@ class TestTick:
             assert "LookupError" in caplog.text
 
     async def test_only_while_there_is_somebody(self) -> None:
-        """Without connections nothing ticks."""
+        """There is no tick without connections."""
         seen: list[object] = []
         async with served() as s:
             s.manager.on_tick.append(seen.append)
             peer, connection = await s.connect()
             await asyncio.gather(answer(peer), s.manager.close_now([connection], NORMAL))
             loop, ticks = asyncio.get_running_loop(), asyncio.Queue[int]()
-            for seconds in (0.1, 0.2):  # the last one with a connection is over by the first
+            for seconds in (0.1, 0.2):  # the last tick with a connection is over by the first
                 loop.call_later(seconds, lambda: ticks.put_nowait(len(seen)))
 
             assert await ticks.get() == await ticks.get()
@@ -465,7 +465,7 @@ class TestTick:
 
 class TestFirstFrames:
     async def test_whose(self) -> None:
-        """Who began before an order is told at once; who came later, or is left out, is not."""
+        """write_first() closes those that began before the order, except the one left out."""
         async with served() as s:
             found = [await s.connect("/echo?id=a") for _ in range(4)]
             (told, old), (_, new), (_, late), (_, spared) = found
@@ -481,7 +481,7 @@ class TestFirstFrames:
 
 class TestPush:
     async def test_who_takes_it(self) -> None:
-        """It goes to what is open, and speaks no protocol of its own."""
+        """A push is sent to open connections that take pushes, and to no others."""
         async with served() as s:
             (peer, takes), (other, refuses), (last, closing) = [
                 await s.connect() for _ in range(3)
@@ -502,7 +502,7 @@ class TestPush:
             ]
 
     async def test_who_has_hung_up(self) -> None:
-        """It is neither counted nor missed."""
+        """A push to a connection that is lost counts as neither delivered nor missed."""
         async with served() as s:
             _, connection = await s.connect()
             assert connection.transport is not None
@@ -511,7 +511,7 @@ class TestPush:
             assert s.manager.push([connection], "x") == (0, 0)
 
     async def test_compressed(self) -> None:
-        """What is compressed goes through the queue of its socket."""
+        """A push reaches a client that uses compression."""
         async with served(options={"compress": True}) as s:
             async with aiohttp.ClientSession() as session:
                 ws = await session.ws_connect(s.url / "echo", compress=15)
@@ -523,7 +523,7 @@ class TestPush:
             assert (pushed, message.data) == ((1, 0), "hello")
 
     async def test_by_hand(self) -> None:
-        """An object is sent what is pushed if it has a send_frame()."""
+        """A push is sent to an object that has a send_frame(), and to no other object."""
 
         class Sink(Thing):
             taken: list[tuple[bytes, WSMsgType]] = []  # noqa: RUF012  one is made
@@ -542,7 +542,7 @@ class TestPush:
             assert sink.taken == [(b"x", WSMsgType.BINARY)]
 
     async def test_order(self) -> None:
-        """What waits is not overtaken, and one whose queue is full misses what comes."""
+        """A push doesn't overtake queued ones, and is missed if the queue is full."""
         queue = PushQueue(messages=2, patience=PATIENT.close)
         async with served(push_queue=queue) as s:
             peer, connection = await s.slow()
@@ -558,7 +558,7 @@ class TestPush:
             assert frames == [(2, big), (1, b"one")]
 
     async def test_too_slow(self, caplog: pytest.LogCaptureFixture) -> None:
-        """One that doesn't catch up is closed with 1013, and the log says so once."""
+        """A connection that doesn't catch up is closed with 1013, and logged once."""
         timeouts = Timeouts(close=0.1, handler_grace=0.1)
         async with served(timeouts, push_queue=PushQueue(messages=1, patience=0.05)) as s:
             _, connection = await s.connect(receive_buffer=4096)
@@ -575,7 +575,7 @@ class TestPush:
             assert [r.levelno for r in caplog.records].count(logging.WARNING) == 1
 
     async def test_a_sender_that_is_cancelled(self) -> None:
-        """A handler that sends, and is cancelled, doesn't end the queue."""
+        """Cancelling a handler's send doesn't stop the queue."""
         sending: list[asyncio.Task[None]] = []
 
         async def send(connection: TrackedConnection) -> None:

@@ -1,5 +1,5 @@
 """
-The bounded queue of one connection: what a slow peer costs, and what is left of one that goes.
+The bounded send queue of a connection: slow peers, and what a closed connection leaves.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from tests.support.slow_peers import (
     unsent,
 )
 
-# What may be in a transport: aiohttp waits when it has written 256 KiB, and then one message
-# more; by then there may be as much as the transport's own high-water mark.
+# The most that a transport may hold: aiohttp waits after writing 256 KiB and one more message,
+# on top of up to the transport's own high-water mark.
 WRITTEN = (256 + 64 + 2) * 1024
 
 
@@ -63,12 +63,12 @@ def registry() -> SessionWSRegistry:
 
 @pytest.fixture
 async def live(registry: SessionWSRegistry, started: Started) -> SessionWSRegistry:
-    """The same, of an application that runs without a server."""
+    """Return the registry of an application that runs without a server."""
     return await started(registry)
 
 
 def dead(ref: weakref.ref[Any]) -> bool:
-    """Tell whether nothing keeps an object."""
+    """Return whether an object has been garbage-collected."""
     gc.collect()
     return ref() is None
 
@@ -77,7 +77,7 @@ class TestSlowConsumers:
     async def test_delays_nobody_else(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The others get everything at once; what waits for the slow one is bounded."""
+        """A slow peer delays no other, and the messages queued for it are bounded."""
         inspect(registry).connections.pusher.limit = PushQueue(
             messages=50, bytes=40_000, patience=PATIENCE
         )
@@ -103,7 +103,7 @@ class TestSlowConsumers:
     async def test_is_closed_when_patience_ends(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is told 1013, and the log has one warning without its id."""
+        """A slow peer is closed with 1013, and the log has one warning without its id."""
         queue = PushQueue(messages=2, patience=0.05)
         registry = SessionWSRegistry(push_queue=queue)
         client = await start(aiohttp_client, registry)
@@ -123,7 +123,7 @@ class TestSlowConsumers:
     async def test_never_reads_again(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It is cut though it doesn't take the close frame, and nothing of it stays."""
+        """A peer that doesn't take the close frame is removed, with its tasks and timers."""
         inspect(registry).connections.pusher.limit = PushQueue(messages=2, patience=0)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
@@ -140,7 +140,7 @@ class TestSlowConsumers:
     async def test_recovers(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """One that reads again is not closed, and gets what comes then."""
+        """A slow peer that reads again is not closed, and gets later messages."""
         inspect(registry).connections.pusher.limit = PushQueue(messages=4, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
@@ -167,7 +167,7 @@ class TestSlowConsumers:
     async def test_is_slow_until_half_of_it_is_sent(
         self, live: SessionWSRegistry, sizes: tuple[int, ...], left: int
     ) -> None:
-        """A peer that takes just one now and then goes on to be slow."""
+        """A peer counts as slow until half of its queue is sent."""
         inspect(live).connections.pusher.limit = PushQueue(
             messages=6, bytes=100, patience=PATIENCE
         )
@@ -183,7 +183,7 @@ class TestSlowConsumers:
         assert len(waiting(connection)) == left
 
     async def test_has_one_deadline(self, live: SessionWSRegistry) -> None:
-        """Further messages that it misses don't put the deadline off."""
+        """Further messages that a slow peer misses don't postpone its deadline."""
         inspect(live).connections.pusher.limit = PushQueue(messages=2, patience=PATIENCE)
         _, connection = await slow(live)
         timers = set()
@@ -196,7 +196,7 @@ class TestSlowConsumers:
     async def test_is_named_once(
         self, live: SessionWSRegistry, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """One that is slow now and then doesn't fill the log."""
+        """A peer that is slow several times is logged once."""
         inspect(live).connections.pusher.limit = PushQueue(messages=1)
         ws, _ = await slow(live)
         for _ in range(3):
@@ -208,7 +208,7 @@ class TestSlowConsumers:
         assert len(caplog.records) == 1
 
     async def test_large_message(self, live: SessionWSRegistry) -> None:
-        """One that is larger than the queue is taken when nothing is on its way."""
+        """A message larger than the queue is accepted while the queue is empty."""
         inspect(live).connections.pusher.limit = PushQueue(bytes=10)
         ws, _ = await slow(live)
         first = [await live.broadcast(bytes(11)), await live.broadcast(b"")]
@@ -234,7 +234,7 @@ class TestQueue:
     @settings(deadline=None)
     @given(st.lists(st.integers(0, 30) | st.just(-1), max_size=60))
     def test_bound_and_order(self, steps: list[int]) -> None:
-        """Whatever is pushed and taken: what was accepted arrives, in order, in bounds."""
+        """Accepted messages arrive in order, and the queue stays in bounds, whatever the steps."""
 
         async def run() -> None:
             registry = SessionWSRegistry(push_queue=PushQueue(messages=4, bytes=40))
@@ -264,7 +264,7 @@ class TestEnd:
     async def test_while_it_is_closing(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """From the order on nothing is pushed, and neither is afterwards."""
+        """A push is not delivered from the order on, nor after the close."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
             (connection,) = connections(registry)
@@ -283,7 +283,7 @@ class TestEnd:
     async def test_while_its_handler_leaves(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """From the moment that the engine is started nothing is pushed."""
+        """A push is not delivered once the engine has begun to close the socket."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
             (connection,) = connections(registry)
@@ -299,7 +299,7 @@ class TestEnd:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A socket that fails in a way of its own stops no other; the log tells."""
+        """A socket whose send fails stops no other, and is logged as a warning."""
         client = await start(aiohttp_client, registry)
         async with (
             client.ws_connect("/listen", compress=15),
@@ -316,7 +316,7 @@ class TestEnd:
     async def test_connection_is_lost(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """What would have to wait is not counted either."""
+        """A push that would have to be queued for a lost connection isn't counted."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen", compress=15):
             (connection,) = connections(registry)
@@ -327,7 +327,7 @@ class TestEnd:
     async def test_while_its_handler_lingers(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A socket that is gone gets nothing, though its handler is still there."""
+        """A socket that is closed gets no push, though its handler still runs."""
         held = Turnstile()
         held.shut = True
 
@@ -357,7 +357,7 @@ class TestEnd:
         registry: SessionWSRegistry,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A socket that its client has closed is not counted, and makes no noise."""
+        """A socket that its client has closed is not counted, and nothing is logged."""
         held = Turnstile()
         held.shut = True
 
@@ -385,7 +385,7 @@ class TestEnd:
         registry: SessionWSRegistry,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """The writer ends with the connection, without a word."""
+        """The writer ends with the connection, and nothing is logged."""
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         await choke(connection, registry)
@@ -399,7 +399,7 @@ class TestEnd:
     async def test_log_out_with_a_full_queue(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It takes no longer than any log-out, and leaves no task and no timer."""
+        """A log-out with a full queue takes no longer, and leaves no task and no timer."""
         inspect(registry).connections.pusher.limit = PushQueue(messages=3, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
@@ -417,7 +417,7 @@ class TestEnd:
         peer.close()
 
     async def test_what_was_pushed_goes_no_further(self, aiohttp_client: AiohttpClient) -> None:
-        """The close frame comes before what is in the queue, which is dropped."""
+        """The close frame is sent before the queued messages, which are dropped."""
         registry = SessionWSRegistry()
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
@@ -436,7 +436,7 @@ class TestEnd:
     async def test_shutdown(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The application ends with full queues, and nothing is left of them."""
+        """A shutdown with full queues completes, and releases the websockets."""
         inspect(registry).connections.pusher.limit = PushQueue(messages=3, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peers, connections = zip(*[await stopped(client, registry) for _ in range(5)], strict=True)
@@ -457,7 +457,7 @@ class TestEnd:
     async def test_keeps_no_request(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Neither writer nor timer keep the request in which something was pushed."""
+        """Neither the writer nor the timer keeps the request whose handler pushed."""
         inspect(registry).connections.pusher.limit = PushQueue(messages=2, patience=PATIENCE)
         kept: ContextVar[web.Request] = ContextVar("kept")
         requests: list[weakref.ref[web.Request]] = []

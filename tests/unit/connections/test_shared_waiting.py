@@ -1,5 +1,5 @@
 """
-Pushing beside a handler that sends, and to objects registered by hand.
+Pushes to a socket on which a handler sends, too, and to objects registered by hand.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def registry() -> SessionWSRegistry:
 
 @pytest.fixture
 async def live(registry: SessionWSRegistry, started: Started) -> SessionWSRegistry:
-    """The same, of an application that runs without a server."""
+    """Return the registry of an application that runs without a server."""
     return await started(registry)
 
 
 class TestSharedWaiting:
-    """In aiohttp, all who wait to send on a socket wait for the same future."""
+    """In aiohttp, all tasks that wait to send on a socket wait for the same future."""
 
     async def senders(
         self,
@@ -64,7 +64,7 @@ class TestSharedWaiting:
         registry: SessionWSRegistry,
         send: Callable[[web.WebSocketResponse], Awaitable[None]],
     ) -> tuple[RawPeer, TrackedConnection]:
-        """Let a handler send to a peer for whom the writer waits already."""
+        """Make a handler send on a socket on which the writer of the queue already waits."""
         go = asyncio.Event()
 
         async def handler(request: web.Request) -> web.WebSocketResponse:
@@ -86,7 +86,7 @@ class TestSharedWaiting:
     async def test_log_out_does_not_cancel_the_handler(
         self, aiohttp_client: AiohttpClient
     ) -> None:
-        """A handler that sends when its queue is dropped gets no CancelledError."""
+        """A handler that is sending when its queue is dropped gets no CancelledError."""
         registry = SessionWSRegistry(timeouts=Timeouts(close=0.1, handler_grace=PATIENCE))
         raised: list[BaseException] = []
 
@@ -108,7 +108,7 @@ class TestSharedWaiting:
     async def test_cancelled_handler_does_not_cancel_the_writer(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The writer goes on when there is room again; until then it writes no more."""
+        """After a handler's send is cancelled, the writer waits for room, then sends the rest."""
         spoilt = asyncio.Event()
 
         async def send(ws: web.WebSocketResponse) -> None:
@@ -134,7 +134,7 @@ class TestSharedWaiting:
     async def test_without_a_transport_to_look_at(
         self, live: SessionWSRegistry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The writer for what was registered by hand goes on after a while."""
+        """The writer of an object registered by hand continues after a send is cancelled."""
         monkeypatch.setattr(send_queue, "_BLIND_WAIT", 0)
         waiter = asyncio.get_running_loop().create_future()
 
@@ -157,7 +157,7 @@ class TestByHand:
     async def test_websocket(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A websocket response that was registered by hand is pushed to while it is open."""
+        """A websocket response that was registered by hand gets pushes only while it is open."""
         held = Turnstile()
         held.shut = True
 
@@ -184,18 +184,18 @@ class TestByHand:
         assert deliveries == [Delivery(0), Delivery(1), Delivery(0)]
 
     async def test_something_to_close(self, live: SessionWSRegistry) -> None:
-        """What can only be closed is no receiver."""
+        """An object that has only a close() gets no pushes."""
 
         class Door:
             def close(self) -> None:
-                """Shut."""
+                """Do nothing."""
 
         live.register("door", Door())
 
         assert await live.broadcast("knock") == Delivery(0)
 
     async def test_taken_out(self, live: SessionWSRegistry) -> None:
-        """Taken out by hand, it gets nothing more; no task and no timer is left."""
+        """An unregistered object gets no queued message; no task and no timer is left."""
         inspect(live).connections.pusher.limit = PushQueue(messages=2, patience=PATIENCE)
         ws, connection = await slow(live)
         for _ in range(3):
@@ -206,7 +206,7 @@ class TestByHand:
         assert ws.took == []
 
     async def test_closed(self, live: SessionWSRegistry) -> None:
-        """When its own close() is called, what waited for it has been dropped."""
+        """The queue of an object is dropped before its own close() is called."""
         left: list[list[bytes]] = []
 
         class Closing(SlowSocket):
@@ -222,7 +222,7 @@ class TestByHand:
         assert left == [[]]
 
     async def test_too_slow(self, live: SessionWSRegistry) -> None:
-        """It gets its own close() with 1013."""
+        """A slow object is closed by its own close() with 1013, and removed."""
         inspect(live).connections.pusher.limit = PushQueue(messages=1, patience=0)
         ws, connection = await slow(live)
         await live.broadcast(LINE)
@@ -233,7 +233,7 @@ class TestByHand:
         assert not len(live)
 
     async def test_fails(self, live: SessionWSRegistry, caplog: pytest.LogCaptureFixture) -> None:
-        """One that raises stops no other; the log tells."""
+        """An object whose send raises doesn't stop others; each failure is logged as a warning."""
 
         class Broken(SlowSocket):
             async def send_frame(self, payload: bytes, opcode: WSMsgType) -> None:

@@ -1,5 +1,5 @@
 """
-The websocket that the close engine can end.
+ServedWebSocket: sending and receiving, before and after the close engine has closed it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SENDS: dict[str, tuple[Any, ...]] = {
 class TestOpen:
     @pytest.mark.parametrize("name", SENDS)
     async def test_sends_as_aiohttp_does(self, name: str) -> None:
-        """Whatever can be sent arrives."""
+        """A frame sent by any of aiohttp's methods arrives, and the websocket stays open."""
         async with served() as s:
             peer, connection = await s.connect()
             await getattr(connection.ws, name)(*SENDS[name])
@@ -38,7 +38,7 @@ class TestOpen:
             assert connection.ws.close_code is None
 
     async def test_knows_whether_somebody_receives(self) -> None:
-        """That is so while a handler waits for a message, and not while it handles one."""
+        """``receiving`` is true while a handler waits for a message, not while it handles one."""
         go = asyncio.Event()
 
         async def handle(connection: TrackedConnection) -> None:
@@ -57,7 +57,7 @@ class TestOpen:
             assert connection.ws.last_receive_at is not None
 
     async def test_closed_by_its_handler(self) -> None:
-        """It remembers the code, and that this side began."""
+        """``closed_with`` is the code with which the handler has closed the websocket."""
 
         async def leave(connection: TrackedConnection) -> None:
             await connection.ws.close(code=4000)
@@ -70,7 +70,7 @@ class TestOpen:
             assert connection.ws.closed_with == 4000
 
     async def test_closed_by_its_client(self) -> None:
-        """Answering is not beginning."""
+        """If the client closes first, only ``close_code`` is set: ``closed_with`` is ``None``."""
         async with served() as s:
             peer, connection = await s.connect()
             await peer.say(8, (4001).to_bytes(2))
@@ -83,7 +83,7 @@ class TestOpen:
 class TestEnded:
     @pytest.mark.parametrize("name", SENDS)
     async def test_sends_nothing(self, name: str) -> None:
-        """What would go behind the close frame fails as aiohttp lets it fail."""
+        """Sending after the close frame raises aiohttp's error and writes no frame."""
         async with served() as s:
             peer, connection = await s.connect()
             s.manager.close_soon([connection], SESSION_ENDED)
@@ -94,7 +94,7 @@ class TestEnded:
             assert [opcode for opcode, _ in frames] == [8]
 
     async def test_is_closed_already(self) -> None:
-        """Another close() does nothing, and the code stays."""
+        """A further close() does nothing, and the code stays."""
         async with served() as s:
             peer, connection = await s.connect()
             s.manager.close_soon([connection], SESSION_ENDED)
@@ -105,7 +105,7 @@ class TestEnded:
             assert connection.ws.close_code == 4401
 
     async def test_a_handler_that_reads_for_ever(self) -> None:
-        """It gets an error at last, since nothing else would make it stop."""
+        """A RuntimeError ends a handler that calls receive() for ever; nothing else would."""
         errors: list[str] = []
 
         async def reader(connection: TrackedConnection) -> None:
@@ -125,14 +125,14 @@ class TestEnded:
             ]
 
     async def test_pings_nobody(self) -> None:
-        """No heartbeat comes behind the close frame."""
+        """No heartbeat ping follows the close frame."""
         async with served(options={"compress": False, "heartbeat": 0.02}) as s:
             peer, connection = await s.connect("/deaf")
             while (frame := await peer.frame()) is not None and frame[0] == 9:
                 if connection.ws.closed:
                     continue
                 s.manager.close_soon([connection], SESSION_ENDED)
-            # The deadline is far, so that many a ping would be due until somebody hangs up.
+            # The deadline is far off, so that many pings would be due before either side hangs up.
             await asyncio.get_running_loop().create_task(_turns(0.1))
             await peer.say(8, b"\x03\xe8")
 
@@ -144,7 +144,7 @@ class TestEnded:
 
 
 async def _turns(seconds: float) -> None:
-    """Let the event loop run for some time: that nothing happens has no event."""
+    """Let the event loop run for some time, since the absence of a ping can't be awaited."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     loop.call_later(seconds, done.set)
