@@ -1,5 +1,5 @@
 """
-The operator's command line: what it does to nodes, what it prints, and how it ends.
+The command line: its effect on nodes, its output and its exit codes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MODULE = [sys.executable, "-W", "error", "-m", "aiohttp_session_ws"]
 
 
 class Done(NamedTuple):
-    """How a command has ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -44,7 +44,7 @@ class Done(NamedTuple):
 
     @property
     def body(self) -> dict[str, Any]:
-        """Its JSON."""
+        """The output as JSON."""
         body: dict[str, Any] = json.loads(self.out)
         return body
 
@@ -68,7 +68,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def told(run: Run, url: str, *argv: str) -> Done:
-    """Ask until all processes answer: they, or Redis, may be later than a command waits."""
+    """Repeat a command while Redis or a process doesn't answer in time."""
     done = None
     try:
         async with asyncio.timeout(PATIENCE):
@@ -80,7 +80,7 @@ async def told(run: Run, url: str, *argv: str) -> Done:
 
 
 async def obeyed(run: Run, url: str, *argv: str) -> Done:
-    """Order, and wait for all reports: an order that wasn't given says so, and closes nothing."""
+    """Repeat an order until it is given, before which it closes nothing; wait for all reports."""
     done = await told(run, url, *argv, "--wait", f"{PATIENCE}")
     assert done.code == 0, done
     return done
@@ -117,7 +117,7 @@ async def cluster() -> AsyncIterator[Cluster]:
 
 
 async def open_again(cluster: Cluster, node: int) -> int | None:
-    """Let Ann connect once more; return the code that refuses her."""
+    """Reconnect as Ann; return the close code if she is refused."""
     async with cluster.ann.ws_connect(f"{cluster.nodes[node].url}/ws") as ws:
         message = await ws.receive(timeout=PATIENCE)
         return int(message.data) if message.type is WSMsgType.CLOSE else None
@@ -125,7 +125,7 @@ async def open_again(cluster: Cluster, node: int) -> int | None:
 
 class TestProcesses:
     async def test_look(self, cluster: Cluster, run: Run) -> None:
-        """It lists processes and sockets, by hashes; ids are shown if asked for."""
+        """Processes and sockets are listed with hashes; ids are shown with ``--show-ids``."""
         url, id_ = cluster.redis.url, cluster.hellos[0]["id"]
         nodes, count = await told(run, url, "nodes"), await told(run, url, "count")
         found = await told(run, url, "connections", "--identity", "ann")
@@ -146,7 +146,7 @@ class TestProcesses:
         assert {nodes.code, count.code, found.code, shown.code} == {0}
 
     async def test_look_as_json(self, cluster: Cluster, run: Run) -> None:
-        """Scripts are told the same."""
+        """``--json`` prints the same facts as JSON, without session ids."""
         url = cluster.redis.url
         bodies = [
             (await told(run, url, *argv)).body
@@ -161,7 +161,7 @@ class TestProcesses:
         assert "session" not in bodies[2]["connections"][0]
 
     async def test_end_by_hash(self, cluster: Cluster, run: Run) -> None:
-        """A session is ended by what the table shows: everywhere, and its cookie is stale."""
+        """A session is ended by the hash in the table, on all nodes, and its cookie is refused."""
         url = cluster.redis.url
         shown = await told(run, url, "connections", "--identity", fingerprint("ann"))
         hash_ = shown.out.splitlines()[1].split()[0]
@@ -181,7 +181,7 @@ class TestProcesses:
     async def test_identity(
         self, cluster: Cluster, run: Run, verb: str, close: int, then: int | None
     ) -> None:
-        """All sockets of a user are closed; whether the user comes back is the verb's affair."""
+        """An order closes all sockets of a user, who may reconnect unless it was ``end``."""
         done = await obeyed(run, cluster.redis.url, verb, "--identity", "ann")
         codes = [await expect_close(ws) for ws in cluster.sockets[:2]]
 
@@ -192,7 +192,7 @@ class TestProcesses:
         assert not cluster.sockets[2].closed
 
     async def test_silent_process(self, cluster: Cluster, run: Run) -> None:
-        """A process that doesn't answer makes it unsure; it obeys when it can."""
+        """A process that doesn't answer makes the exit code 1, and obeys when it resumes."""
         cluster.nodes[1].freeze()
         ended = await run(cluster.redis.url, "--wait", "0.5", "end", "--identity", "bob")
         count = await run(cluster.redis.url, "count", "--json")
@@ -204,7 +204,7 @@ class TestProcesses:
         assert await expect_close(cluster.sockets[2]) == 4401
 
     async def test_hash_of_a_silent_process(self, cluster: Cluster, run: Run) -> None:
-        """While the process that knows a hash may be silent, the hash isn't taken for an id."""
+        """A hash isn't taken for an id while a process that may know it doesn't answer."""
         hash_ = fingerprint(cluster.hellos[2]["id"])
         cluster.nodes[1].freeze()
         unsure = await run(cluster.redis.url, "end", "--session", hash_, "--wait", "0.1")
@@ -217,7 +217,7 @@ class TestProcesses:
         assert (sure.code, await expect_close(cluster.sockets[2])) == (0, 4401)
 
     async def test_one_socket(self, cluster: Cluster, run: Run) -> None:
-        """One socket is closed by its own id, and nothing else is."""
+        """``close --socket`` closes the socket with this id, and no other."""
         url = cluster.redis.url
         found = (await told(run, url, "connections", "--identity", "bob", "--json")).body
         done = await obeyed(run, url, "close", "--socket", found["connections"][0]["socket"])
@@ -229,7 +229,7 @@ class TestProcesses:
         assert not cluster.sockets[0].closed
 
     async def test_socket_of_a_silent_process(self, cluster: Cluster, run: Run) -> None:
-        """While a process doesn't answer, nobody says that there is no such socket."""
+        """A socket isn't reported as missing while a process doesn't answer."""
         cluster.nodes[1].freeze()
         argv = ["close", "--socket", "0123456789ab", "--wait", "0.2"]
         done = await run(cluster.redis.url, *argv)
@@ -240,7 +240,7 @@ class TestProcesses:
         assert "no open socket" not in done.err
 
     async def test_stats(self, cluster: Cluster, run: Run) -> None:
-        """It tells what each process has counted, and how sockets have ended."""
+        """``stats`` shows the counters of each process, and how sockets have ended."""
         url = cluster.redis.url
         await obeyed(run, url, "end", "--identity", "bob", "--by", "admin:7")
         assert await expect_close(cluster.sockets[2]) == 4401
@@ -254,7 +254,7 @@ class TestProcesses:
         assert (table.code, body["complete"]) == (0, True)
 
     async def test_watch(self, cluster: Cluster, run: Run) -> None:
-        """It shows the same again and again, and what has happened since."""
+        """``watch`` repeats the table, and shows what has happened since the last one."""
         ending = asyncio.create_task(cluster.sockets[0].close())
         argv = ["watch", "--times", "3", "--every", "0.1"]
         shown = await told(run, cluster.redis.url, *argv)
@@ -263,12 +263,12 @@ class TestProcesses:
 
         assert (shown.code, shown.err, shown.out.count("NODE ")) == (0, "", 3)
         assert shown.out.count("WITHIN 0.1 S") == 2
-        assert "\x1b" not in shown.out  # it is no terminal
+        assert "\x1b" not in shown.out  # the output is no terminal
         looks = [json.loads(line) for line in as_json.out.splitlines()]
         assert [len(look["nodes"]) for look in looks] == [2, 2]
 
     async def test_as_a_program(self, cluster: Cluster) -> None:
-        """It runs as its help says; a reader that has gone is no error."""
+        """The module runs as a program; a closed output pipe is no error."""
         environ = {URL: cluster.redis.url, "PYTHONPATH": str(ROOT)}
         done = await asyncio.to_thread(
             subprocess.run, [*MODULE, "count"], capture_output=True, env=environ, timeout=PATIENCE
@@ -289,7 +289,7 @@ class TestWhom:
     async def test_number(
         self, redis_server: RedisServer, start_node: StartNode, run: Run
     ) -> None:
-        """What is typed means the number too, and JSON means itself."""
+        """``--identity 42`` finds the number 42; with ``--json-ids`` the id is read as JSON."""
         client = await start_node(redis_server.url, identify=lambda request: 42)
         cookie = await log_in(client)
         whose = [["42"], ["42", "--json-ids"], ['"42"', "--json-ids"]]
@@ -311,7 +311,7 @@ class TestWhom:
     async def test_text_that_is_a_number(
         self, redis_server: RedisServer, start_node: StartNode, run: Run
     ) -> None:
-        """A text is found by the same digits."""
+        """An identity that is a text of digits is found by these digits."""
         client = await start_node(redis_server.url)
         cookie = await log_in(client, "42")
         async with socket(client, cookie) as ws:
@@ -322,7 +322,7 @@ class TestWhom:
     async def test_hash_of_nobody(
         self, redis_server: RedisServer, start_node: StartNode, run: Run
     ) -> None:
-        """What looks like a hash and is nobody's is taken as it stands, and that is said."""
+        """A value that looks like a hash, but is unknown, is taken literally, with a warning."""
         client = await start_node(redis_server.url)
         cookie = await log_in(client, "123456789012")
         unsure = await run(redis_server.url, "end", "--identity", "123456789012", "--json")
@@ -339,7 +339,7 @@ class TestWhom:
     async def test_without_identify(
         self, redis_server: RedisServer, start_node: StartNode, run: Run, who: str
     ) -> None:
-        """Where a process doesn't know whose its sockets are, nothing is complete."""
+        """A result is incomplete if a process doesn't know the identities of its sockets."""
         client = await start_node(redis_server.url, "a")
         await start_node(redis_server.url, "b", identify=None)
         async with socket(client, await log_in(client)):
@@ -363,7 +363,7 @@ class TestWhom:
         argv: tuple[str, ...],
         option: str,
     ) -> None:
-        """Nobody is said to be late or missing: all have answered, and one says that it can't."""
+        """The warning names the option without which a process can't answer."""
         with_labels = await start_node(redis_server.url, "a", labels=lambda request: {})
         without = await start_node(redis_server.url, "b", identify=None)
         await acquaint(with_labels, without)
@@ -378,7 +378,7 @@ class TestWhom:
     async def test_hash_while_redis_is_away(
         self, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What answers at once that it doesn't know is asked again when others had their turn."""
+        """A lookup that is incomplete at once is repeated after other tasks have run."""
         back: list[bool] = []
 
         async def connections(_: RedisSessionWSRegistry) -> Snapshot:
@@ -394,7 +394,7 @@ class TestWhom:
     async def test_id_like_a_hash(
         self, redis_server: RedisServer, start_node: StartNode, run: Run
     ) -> None:
-        """An id that looks like a hash and has a socket is no doubtful case."""
+        """An identity that looks like a hash, and has a socket, is accepted with exit code 0."""
         client = await start_node(redis_server.url)
         cookie = await log_in(client, "123456789012")
         async with socket(client, cookie) as ws:
@@ -403,7 +403,7 @@ class TestWhom:
             assert (done.code, await expect_close(ws)) == (0, 4403)
 
     async def test_nobody_there(self, redis_server: RedisServer, run: Run) -> None:
-        """Where no process lives, the prefix may be wrong."""
+        """A command exits with 1 if no process runs, and names the prefix, which may be wrong."""
         watch = ["watch", "--times", "1"]
         close = ["close", "--socket", "x"]
         for argv in (
@@ -421,7 +421,7 @@ class TestWhom:
             assert "with this Redis and the prefix 'wrong'\n" in done.err
 
     async def test_remembered_for(self, redis_server: RedisServer, run: Run) -> None:
-        """The end is kept for as long as one says."""
+        """The end of a session is stored for the number of days given with ``--keep``."""
         await run(redis_server.url, "end", "--session", "x", "--keep", "400")
 
         ttl = await redis_server.cli("TTL", '{aiohttp_session_ws}:end:id:"x"')
@@ -431,7 +431,7 @@ class TestWhom:
     async def test_sessions_that_last(
         self, redis_server: RedisServer, run: Run, keep: list[str]
     ) -> None:
-        """It is kept for as long as the processes need it, whatever one says."""
+        """An end is stored for as long as the processes need it, even if ``--keep`` is shorter."""
         await redis_server.cli("SET", "{aiohttp_session_ws}:ttl", 90 * 86400)
         await run(redis_server.url, "end", "--session", "x", *keep)
 
@@ -446,7 +446,7 @@ async def labels_of(request: web.Request) -> dict[str, str | None]:
 
 class TestLabels:
     async def test_label(self, redis_server: RedisServer, start_node: StartNode, run: Run) -> None:
-        """What has a label is found and ended by it, a number too."""
+        """Sockets are found, and sessions ended, by a label, whose value may be a number."""
         client = await start_node(redis_server.url, labels=lambda request: {"device": 7})
         cookie, url = await log_in(client), redis_server.url
         async with socket(client, cookie) as ws:
@@ -463,7 +463,7 @@ class TestLabels:
     async def test_two_nodes(
         self, redis_server: RedisServer, start_node: StartNode, run: Run
     ) -> None:
-        """Whatever is done by a label is done on all nodes."""
+        """Commands for a label apply to all nodes."""
         nodes = [await start_node(redis_server.url, name, labels=labels_of) for name in ("a", "b")]
         await acquaint(*nodes)
         url, cookies = redis_server.url, [await log_in(node) for node in nodes]
@@ -480,7 +480,7 @@ class TestLabels:
         assert [await refused(nodes[1], cookie) for cookie in cookies] == [4401, 4401]
 
     async def test_close(self, redis_server: RedisServer, start_node: StartNode, run: Run) -> None:
-        """It may be told as JSON; who is told to reconnect may."""
+        """``close --label`` with ``--json-ids`` closes a socket with 4403."""
         client = await start_node(redis_server.url, labels=lambda request: {"device": 7})
         cookie = await log_in(client)
         async with socket(client, cookie) as ws:
@@ -492,7 +492,7 @@ class TestLabels:
 
 class TestTrouble:
     async def test_no_redis(self, run: Run) -> None:
-        """It says that Redis isn't there, and not with which password it tried."""
+        """The error without Redis asks whether it is running, and doesn't contain the password."""
         done = await run(nowhere().replace("//", "//:s3cret@"), "count")
 
         assert done.code == 3
@@ -500,7 +500,7 @@ class TestTrouble:
         assert "s3cret" not in done.err
 
     async def test_wrong_password(self, run: Run) -> None:
-        """It says what Redis says."""
+        """The error for a wrong password says so, and doesn't contain the password."""
         async with RedisServer(password="s3cret") as server:
             done = await run(server.url.replace("s3cret", "t0psecret"), "end", "--session", "x")
 
@@ -518,7 +518,7 @@ class TestTrouble:
         ],
     )
     async def test_wrong_url(self, run: Run, argv: list[str]) -> None:
-        """What isn't the URL of a Redis, or stands elsewhere, isn't repeated."""
+        """A URL that is invalid or misplaced is a usage error, and isn't printed."""
         done = await run("", *argv)
 
         assert (done.code, done.out) == (2, "")
@@ -527,7 +527,7 @@ class TestTrouble:
         assert "s3cret" not in done.err
 
     async def test_no_url(self, run: Run) -> None:
-        """It doesn't guess where Redis is."""
+        """A command without a URL is a usage error that names the environment variable."""
         done = await run("", "count")
 
         assert done.code == 2
@@ -554,7 +554,7 @@ class TestTrouble:
     async def test_wrong_options(
         self, redis_server: RedisServer, run: Run, argv: list[str], why: str
     ) -> None:
-        """It says what is wrong and orders nothing."""
+        """Wrong options are a usage error that names the reason, and nothing is ordered."""
         done = await run(redis_server.url, *argv)
 
         assert (done.code, done.out) == (2, "")
@@ -563,7 +563,7 @@ class TestTrouble:
 
     @pytest.mark.parametrize("missing", ["redis", "hiredis"])
     def test_without_the_extra(self, missing: str) -> None:
-        """Without redis-py it says what to install."""
+        """The error without redis-py or hiredis says what to install."""
         code = (
             f"import sys; sys.modules['{missing}'] = None;"
             "from aiohttp_session_ws.__main__ import main; sys.exit(main())"
@@ -582,7 +582,7 @@ class TestTrouble:
     async def test_redis_goes(
         self, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An order that Redis hasn't confirmed is no success."""
+        """An order that Redis hasn't confirmed ends with exit code 1."""
         resolve = commands.resolve
 
         def kill_first(*args: Any) -> Any:
@@ -596,7 +596,7 @@ class TestTrouble:
         assert "Redis hasn't confirmed the order" in done.err
 
     async def test_interrupted(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Ctrl+C leaves no traceback."""
+        """Ctrl+C ends a command with exit code 130, and ``watch`` with 0."""
 
         async def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
@@ -611,7 +611,7 @@ class TestPrinting:
     async def test_hostile_path(
         self, redis_server: RedisServer, aiohttp_client: AiohttpClient, run: Run
     ) -> None:
-        """What a client puts into a path moves no cursor, and no column far."""
+        """Control characters in a path are escaped, and lines stay below 200 characters."""
         app = node_app(redis_server.url)
         app.router.add_get("/any/{path}", converse)
         client = await aiohttp_client(app)
@@ -629,7 +629,7 @@ class TestPrinting:
         [(-1, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d")],
     )
     def test_span(self, seconds: float, text: str) -> None:
-        """A duration is short to read."""
+        """A duration is printed in whole seconds, minutes, hours or days."""
         assert span(seconds) == text
 
     async def test_screen(
@@ -639,7 +639,7 @@ class TestPrinting:
         run: Run,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """On a terminal each look is one screen, no larger than that is."""
+        """``watch`` clears a terminal for each table, which is no larger than the screen."""
         monkeypatch.setenv("COLUMNS", "40")
         monkeypatch.setenv("LINES", "5")
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -653,25 +653,25 @@ class TestPrinting:
 
     @pytest.mark.parametrize(("complete", "orders"), [(True, "10"), (False, "1")])
     def test_silent_before(self, complete: bool, orders: str) -> None:
-        """What a process has counted that didn't answer the last look is no news."""
+        """The counts of a process that the previous, incomplete result lacked aren't shown."""
         before = ClusterStats([Stats("a", orders_given=7)], complete=complete)
         now = ClusterStats([Stats("a", orders_given=8), Stats("b", orders_given=9)])
 
         assert re.split("  +", screen(now, before, 2.0)[-1]) == ["orders", orders]
 
     def test_gone_since(self) -> None:
-        """A process that has stopped, or doesn't answer, hides no news of the others."""
+        """The new counts of a process are shown if another one is missing from the result."""
         before = ClusterStats([Stats("a", orders_given=7), Stats("b", orders_given=9)])
         now = ClusterStats([Stats("a", orders_given=8)])
 
         assert re.split("  +", screen(now, before, 2.0)[-1]) == ["orders", "1"]
 
     async def test_version(self, run: Run) -> None:
-        """It tells its version."""
+        """``--version`` prints the version."""
         assert await run("", "--version") == (0, f"{__version__}\n", "")
 
     async def test_help(self, run: Run) -> None:
-        """The help tells where the URL comes from, and each exit code."""
+        """The help names the environment variable for the URL, and each exit code."""
         done = await run("", "--help")
 
         assert done.code == 0

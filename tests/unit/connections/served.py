@@ -36,7 +36,7 @@ _serving: ContextVar[list[TrackedConnection]] = ContextVar("serving")
 
 
 def current() -> TrackedConnection | None:
-    """Return the connection whose handler, or a child task of whose handler, is calling."""
+    """Return the connection whose handler, or a child task of it, is calling."""
     serving = _serving.get([])
     return serving[0] if serving else None
 
@@ -60,13 +60,13 @@ async def flood(connection: TrackedConnection) -> None:
 
 class Served:
     """
-    What a test looks at.
+    The server of a test, and its connections.
 
     Attributes:
         manager: The manager.
         tasks: Its background tasks.
-        url: Where the server is.
-        tls: Whether it speaks TLS.
+        url: The URL of the server.
+        tls: Whether the server uses TLS.
         left: The connections whose handlers have left, in that order.
     """
 
@@ -169,7 +169,7 @@ async def served(
     options: dict[str, Any] | None = None,
     **bodies: Body,
 ) -> AsyncIterator[Served]:
-    """Serve ``/echo``, ``/deaf``, ``/flood`` and *bodies* for the length of the block."""
+    """Serve ``/echo``, ``/deaf``, ``/flood`` and *bodies* within the block."""
     served = Served(timeouts, push_queue or PushQueue(), tls is not None)
     app = web.Application()
     for name, body in {"echo": echo, "deaf": deaf, "flood": flood, **bodies}.items():

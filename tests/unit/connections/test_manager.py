@@ -73,7 +73,7 @@ class TestFiling:
             assert (m.of("a"), m.all(), m.total) == ([], [], 1)
 
     async def test_open(self) -> None:
-        """Once it is open, each query finds a connection, once."""
+        """Each query finds an open connection, and finds it once."""
         async with served() as s:
             m, connection = s.manager, handshake()
             m.add_handshake(connection)
@@ -240,7 +240,7 @@ class TestConnection:
 
 class TestRefused:
     async def test_counts_until_it_is_gone(self) -> None:
-        """A refused handshake counts until it is closed, and is among the sockets of shutdown."""
+        """A refused handshake is in all() and in the total until it is closed."""
         totals: list[int] = []
 
         async with served() as s:
@@ -406,7 +406,7 @@ class TestTick:
             assert [connection.state for _, connection in connected] == [CLOSED] * 9
 
     async def test_who_cannot_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A connection whose check comes soon is checked in each tick, until it no longer does."""
+        """A connection whose check is near is checked in each tick, until its check is put off."""
         monkeypatch.setattr(manager_module, "CHECKED_AT_ONCE", 1)
         looks: list[Sequence[TrackedConnection]] = []
         async with served() as s:
@@ -425,7 +425,7 @@ class TestTick:
             assert all(connection.state is OPEN for connection in others)
 
     async def test_who_is_gone(self) -> None:
-        """A closed connection is checked in no tick, even if its check is requested later."""
+        """A closed connection isn't checked in each tick, even if that is requested later."""
         async with served() as s:
             peer, connection = await s.connect()
             s.manager.check_each_tick(connection)

@@ -1,5 +1,5 @@
 """
-The handshake: who gets in, what a refused client is told, and what is left behind.
+The handshake: admission, the responses to refused clients, and clean-up.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TestGate:
     async def test_a_plain_get(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, path: str
     ) -> None:
-        """It gets 400 and a hint, poisons nothing, and loads no session for nothing."""
+        """A plain GET of a websocket endpoint gets 400 and a hint, and nothing is registered."""
         app = make_app(registry)
         app.router.add_get("/bare", converse)
         client = await aiohttp_client(app)
@@ -77,7 +77,7 @@ class TestGate:
     async def test_a_broken_handshake(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """What aiohttp finds wrong with it is told as HTTP, and nothing is registered."""
+        """A malformed handshake gets 400 and no cookie, and nothing is registered."""
         client = await aiohttp_client(make_app(registry))
         response = await client.get("/ws", headers={"Upgrade": "websocket"})
 
@@ -88,7 +88,7 @@ class TestGate:
 
 class TestMinting:
     async def test_a_new_visitor(self, aiohttp_client: AiohttpClient) -> None:
-        """A handshake without a session is given one, with its 101."""
+        """A handshake without a session gets a new one with its 101."""
         client = await aiohttp_client(make_app())
         async with client.ws_connect("/ws") as ws:
             id_ = (await ws.receive()).json()[0]
@@ -113,7 +113,7 @@ class TestMinting:
     async def test_one_that_changes_meanwhile(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """An old copy is not written over a session that was changed meanwhile."""
+        """A session that changes during its handshake isn't overwritten with the older copy."""
         stored = [{"created": 9999999999, "session": {"user": "ann"}}]
 
         class ServerSide(SimpleCookieStorage):
@@ -143,7 +143,7 @@ class TestMinting:
     async def test_one_that_ends_meanwhile(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, at: str
     ) -> None:
-        """It is told so though its session was changed as well, and nothing is saved."""
+        """A session that ends and changes during its handshake gets 4401, and isn't saved."""
 
         async def end() -> None:
             (connection,) = opening(registry)
@@ -182,7 +182,7 @@ class TestMinting:
     async def test_a_failed_handshake_saves_nothing(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, *, with_middleware: bool
     ) -> None:
-        """The id that a refused handshake was given is gone with it."""
+        """A refused handshake sets no cookie: the id it was given is discarded."""
         inspect(registry).authorize = lambda request: False
         app = make_app(registry) if with_middleware else without_our_middleware(registry)
         client = await aiohttp_client(app)
@@ -203,7 +203,7 @@ class TestRefusals:
         order: str,
         code: int,
     ) -> None:
-        """Behind the middleware a refused handshake is accepted and closed with a code."""
+        """With the middleware a refused handshake is accepted and closed with a code."""
         client = await aiohttp_client(make_app(registry))
         id_ = await (await client.get("/login")).text()
         cookie = cookie_of(client)
@@ -224,7 +224,7 @@ class TestRefusals:
     async def test_the_refused_who_never_answers(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It is not waited for longer than the close timeout."""
+        """A refused client that never answers the close frame is disconnected."""
         client = await aiohttp_client(make_app(registry))
         id_ = await (await client.get("/login")).text()
         await registry.end_session(id_)
@@ -236,7 +236,7 @@ class TestRefusals:
     async def test_without_the_middleware(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The handler sees an HTTPForbidden that carries the close code."""
+        """Without the middleware the handler gets an HTTPForbidden with the close code."""
         seen: list[HandshakeRefused] = []
 
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -260,7 +260,7 @@ class TestRefusals:
 
 
 class TestInTheMiddle:
-    """What comes between the first byte of a handshake and its end."""
+    """Events between the first byte of a handshake and its end."""
 
     async def hold_authorize(self, registry: SessionWSRegistry) -> Turnstile:
         held = Turnstile()
@@ -276,7 +276,7 @@ class TestInTheMiddle:
     async def test_the_client_vanishes(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The handshake of a client that has gone leaves nothing behind."""
+        """A client that disconnects during its handshake leaves nothing registered."""
         held = await self.hold_authorize(registry)
         failed: list[FailDetails] = []
 
@@ -300,7 +300,7 @@ class TestInTheMiddle:
     async def test_an_order_before_the_upgrade(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, order: str
     ) -> None:
-        """It refuses the handshake, which the public registry never saw."""
+        """An order before the upgrade refuses a handshake, which isn't in the public registry."""
         held = await self.hold_authorize(registry)
         client = await aiohttp_client(make_app(registry))
         id_ = await (await client.get("/login")).text()
@@ -330,7 +330,7 @@ class TestInTheMiddle:
     async def test_an_order_during_prepare(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, *, with_middleware: bool
     ) -> None:
-        """The socket is closed before the body of its handler runs."""
+        """An order during prepare() closes the socket before the body of its handler runs."""
         preparing = Turnstile()
         preparing.shut = True
         entered: list[web.WebSocketResponse] = []
@@ -370,7 +370,7 @@ class TestInTheMiddle:
         peer.close()
 
     async def test_an_order_during_the_register_hook(self, aiohttp_client: AiohttpClient) -> None:
-        """A hook that takes its time does not hide the socket from orders."""
+        """A register() that takes its time doesn't hide the socket from orders."""
         held = Turnstile()
         held.shut = True
 
@@ -400,7 +400,7 @@ class TestInTheMiddle:
     async def test_a_very_old_handshake(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One that took longer than orders are remembered has to come again."""
+        """A handshake that took longer than orders are kept is closed with 4403, to reconnect."""
         client = await aiohttp_client(make_app())
         await client.get("/login")
         monkeypatch.setattr(close_orders, "HANDSHAKE_LIMIT", 0.0)
@@ -412,7 +412,7 @@ class TestInTheMiddle:
 
 class TestOptions:
     async def test_are_passed_on(self, aiohttp_client: AiohttpClient) -> None:
-        """Options of aiohttp's websocket response reach it."""
+        """Options for aiohttp's websocket response are passed on to it."""
 
         async def handler(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request, protocols=("graphql-ws",), compress=False) as ws:
@@ -428,7 +428,7 @@ class TestOptions:
         assert message.data == "graphql-ws 0"
 
     async def test_a_frame_behind_the_handshake(self, aiohttp_client: AiohttpClient) -> None:
-        """What a client sends without waiting for the 101 is delivered."""
+        """A message that a client sends before it receives the 101 is delivered."""
         client = await aiohttp_client(make_app())
         peer = await RawPeer.connect(client.make_url("/ws"))
         await peer.say(1, b"early")
@@ -443,7 +443,7 @@ class TestMisuse:
     async def test_without_setup(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The error names the call that is missing."""
+        """The error without setup() names the missing call."""
         app = web.Application()
         app.router.add_get("/ws", converse)
         client = await aiohttp_client(app)
@@ -455,7 +455,7 @@ class TestMisuse:
     async def test_an_id_that_cannot_be_hashed(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nothing is registered and the shutdown isn't harmed."""
+        """An id that can't be hashed gets 500, and nothing is registered."""
         registry = SessionWSRegistry(id_factory=lambda request: ["list"])  # type: ignore[arg-type, return-value]  # that's the point
         client = await aiohttp_client(make_app(registry))
         peer = await RawPeer.connect(client.make_url("/ws"))
@@ -468,7 +468,7 @@ class TestMisuse:
         assert is_empty(registry)
 
     async def test_the_default_registry(self, aiohttp_client: AiohttpClient) -> None:
-        """setup() makes a registry if it is given none, and an empty one is one."""
+        """setup() uses the registry that it is given, even an empty one, else creates one."""
         app = web.Application()
         own = SessionWSRegistry()
 
@@ -479,7 +479,7 @@ class TestMisuse:
     async def test_nothing_is_logged_for_a_normal_day(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Neither opening, talking, logging out nor leaving warns."""
+        """Opening, talking, logging out and leaving log no warning."""
         client = await aiohttp_client(make_app())
         await _a_day(client)
 

@@ -1,6 +1,6 @@
 """
-What the middleware does to requests that are not websocket handshakes, and to those that
-only pretend to be.
+The middleware, for requests that are not websocket handshakes, and for those that
+only look like one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def registry(wall: Wall) -> SessionWSRegistry:
 
 
 async def seen(client: Client, cookie: str | None = None) -> dict[str, Any]:
-    """Return what a request sees, and whether its answer sets a cookie."""
+    """Return what a request sees, and whether its response sets a cookie."""
     headers = {}
     if cookie is not None:
         client.session.cookie_jar.clear()
@@ -56,12 +56,12 @@ async def seen(client: Client, cookie: str | None = None) -> dict[str, Any]:
 
 
 class Broken(SimpleCookieStorage):
-    """A storage that returns no session, once it is broken."""
+    """A storage that returns no session once ``broken`` is set."""
 
     broken = False
 
     async def load_session(self, request: web.Request) -> Any:
-        """Return a session, or none."""
+        """Return a session, or an empty dictionary."""
         return {} if self.broken else await super().load_session(request)
 
 
@@ -69,7 +69,7 @@ class TestLoading:
     async def test_no_session(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A storage that returns something else is an error, with its first request or later."""
+        """A request for which the storage returns no session object gets 500, which is logged."""
         storage = Broken()
         client = await aiohttp_client(make_app(storage=storage))
         first = await seen(client)
@@ -82,7 +82,7 @@ class TestLoading:
         assert (await seen(client))["id"] == first["id"]
 
     async def test_a_session_that_was_loaded_before(self, aiohttp_client: AiohttpClient) -> None:
-        """What another middleware has put into it stays there."""
+        """Data that another middleware has put into the session reaches the handler."""
 
         @web.middleware
         async def write(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -103,7 +103,7 @@ class TestLoading:
     async def test_a_storage_for_each_request(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Those of tenants may be made anew each time: few are kept, and the longest counts."""
+        """Of storages made for each request few are kept, and the longest ``max_age`` counts."""
 
         @web.middleware
         async def of_tenant(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -129,7 +129,7 @@ class TestLoading:
 
 class TestMinting:
     async def test_a_new_visitor(self, aiohttp_client: AiohttpClient) -> None:
-        """The first request gives an id, the second changes nothing."""
+        """The first request mints an id and sets a cookie, the second changes nothing."""
         client = await aiohttp_client(make_app())
         first, second = await seen(client), await seen(client)
 
@@ -140,7 +140,7 @@ class TestMinting:
     async def test_an_error_saves_nothing(
         self, aiohttp_client: AiohttpClient, status: int
     ) -> None:
-        """A visitor who gets an error is given neither cookie nor record."""
+        """An error response to a new visitor sets no cookie."""
 
         async def failing(request: web.Request) -> web.Response:
             return web.Response(status=status)
@@ -153,7 +153,7 @@ class TestMinting:
                 assert "Set-Cookie" not in response.headers
 
     async def test_an_error_with_something_to_keep(self, aiohttp_client: AiohttpClient) -> None:
-        """What a handler put into the session is saved as ever."""
+        """Data that a handler put into the session is saved with an error response, too."""
 
         async def handler(request: web.Request) -> web.Response:
             (await aiohttp_session.get_session(request))["tries"] = 1
@@ -170,7 +170,7 @@ class TestDeadIds:
     async def test_ended(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, wall: Wall
     ) -> None:
-        """A stale cookie gets an empty session; after a while it gets a new cookie too."""
+        """A cookie of an ended session gets an empty session, and later a new cookie, too."""
         client = await aiohttp_client(make_app(registry))
         id_ = await (await client.get("/login")).text()
         stale = cookie_of(client)
@@ -188,8 +188,8 @@ class TestDeadIds:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, wall: Wall, met: bool
     ) -> None:
         """
-        A cookie from before a renewal is left alone for the grace; after it it is replaced by
-        an empty session if somebody has come with the newer one, else it serves on.
+        A cookie from before a renewal is left alone during the grace; afterwards it is replaced
+        by an empty session if the newer cookie has been used, else it remains valid.
         """
         client = await aiohttp_client(make_app(registry))
         id_ = await (await client.get("/login")).text()
@@ -211,7 +211,7 @@ class TestDeadIds:
     async def test_renewed_and_saved_meanwhile(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, redis_port: int
     ) -> None:
-        """On the server, an older generation is the trace of a lost race, and is repaired."""
+        """An older generation that a race has written to a server-side storage is repaired."""
         async with Redis(host="127.0.0.1", port=redis_port) as redis:
             client = await aiohttp_client(make_app(registry, RedisStorage(redis)))
             await client.get("/login")
@@ -219,7 +219,7 @@ class TestDeadIds:
             before = await redis.get(key)
             await client.get("/renew")
             assert before is not None
-            await redis.set(key, before)  # a request that overlapped has saved its older copy
+            await redis.set(key, before)  # as an overlapping request that saves its older copy
             await client.get("/whoami")
             async with client.ws_connect("/ws") as ws:
                 _, user = (await ws.receive()).json()
@@ -229,7 +229,7 @@ class TestDeadIds:
     async def test_the_old_data_is_wiped_from_the_server(
         self, aiohttp_client: AiohttpClient, redis_port: int, storage: AbstractStorage
     ) -> None:
-        """end_session_ws() empties what the old cookie stands for, where it can."""
+        """end_session_ws() empties the data on the server; data in a cookie can't be emptied."""
         client = await aiohttp_client(make_app(storage=storage))
         await client.get("/login")
         stale = cookie_of(client)
@@ -242,7 +242,7 @@ class TestDeadIds:
 
 
 class TestUpgradeHeaderOnAPage:
-    """A stale cookie doesn't get further by pretending to want a websocket."""
+    """A stale cookie gets no more from a page if the request has a handshake's headers."""
 
     async def ask(self, client: Client, path: str, cookie: str) -> bytes:
         peer = await RawPeer.connect(client.make_url(path), cookie)
@@ -253,7 +253,7 @@ class TestUpgradeHeaderOnAPage:
     async def test_an_ended_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It gets the page of nobody."""
+        """A page sees no user of an ended session, despite the headers of a handshake."""
         client = await aiohttp_client(make_app(registry))
         id_ = await (await client.get("/login")).text()
         await registry.end_session(id_)
@@ -265,7 +265,7 @@ class TestUpgradeHeaderOnAPage:
     async def test_logging_out(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, way: str
     ) -> None:
-        """A log-out works though the request asks for a websocket."""
+        """A log-out works though its request has the headers of a handshake."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/login")
         async with client.ws_connect("/ws") as ws:
@@ -279,7 +279,7 @@ class TestUpgradeHeaderOnAPage:
     async def test_a_post(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A request that can't be a handshake is treated like any other."""
+        """A POST with the headers of a handshake is treated like any other request."""
 
         async def post(request: web.Request) -> web.Response:
             return web.Response(text=str(await get_session_ws_id(request)))

@@ -1,5 +1,5 @@
 """
-``session_ws``: what becomes of an error that its handler raises.
+``session_ws``: how an exception in its block closes the websocket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support import AiohttpClient, expect_close, make_app
 async def test_a_connection_of_its_own(
     aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error that tells of another connection than an ordered close's is a bug, and logged."""
+    """A ConnectionError that isn't the websocket's is logged, and closes it with 1011."""
 
     async def handler(request: web.Request) -> web.WebSocketResponse:
         async with session_ws(request):
@@ -34,7 +34,7 @@ async def test_a_connection_of_its_own(
 
 
 async def test_an_http_exception(aiohttp_client: AiohttpClient) -> None:
-    """It becomes a close code; a caller that stands alone is told that the socket is closed."""
+    """An HTTP exception becomes a close code; without the middleware SessionWSClosed is raised."""
     raised: asyncio.Queue[Exception] = asyncio.Queue()
 
     async def handler(request: web.Request) -> web.StreamResponse:
