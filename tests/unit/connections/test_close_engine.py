@@ -111,7 +111,7 @@ class TestFrames:
             assert (frames, results) == ([[ENDED]] * 8, [(0, 0)] * 4)
 
     async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A transport whose client answers early is closed once the order's frames are written."""
+        """A transport whose client answers early is closed only after the order's last frame."""
         monkeypatch.setattr(closing, "BATCH", 1)
         monkeypatch.setattr(closing, "AT_ONCE", 0)
         monkeypatch.setattr(closing, "SLICE", 1)
@@ -151,7 +151,7 @@ class TestFrames:
             assert connection.ws.close_code == 4401
 
     async def test_empty_order(self) -> None:
-        """An order for no connections is done."""
+        """An order for no connections completes."""
         async with served() as s:
             done = s.manager.close_now([], SESSION_ENDED)
 
@@ -173,7 +173,7 @@ class TestPeers:
             assert connection.state is CLOSED
 
     async def test_mute_and_its_handler_was_receiving(self) -> None:
-        """A mute client whose handler was receiving is disconnected, without being aborted."""
+        """A mute client whose handler was receiving is disconnected before the deadline."""
         async with served() as s:
             peer, connection = await s.connect()
 
@@ -641,7 +641,7 @@ class TestByHand:
             assert not s.manager.open.size
 
     async def test_one_that_refuses_to_be_cancelled(self) -> None:
-        """An order doesn't wait for a close() that suppresses its cancellation."""
+        """A close() that suppresses its cancellation is left behind at the deadline."""
         stop = asyncio.Event()
 
         async def stubborn(self: object) -> None:
@@ -725,7 +725,7 @@ class TestOtherEndpoints:
             await runner.cleanup()
 
     async def test_a_stream(self) -> None:
-        """The transport of a stream is closed, and its handler, which reads nothing, cancelled."""
+        """A stream is closed, and its handler, which reads nothing, cancelled at once."""
         connections: list[TrackedConnection] = []
 
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -897,7 +897,7 @@ class TestHook:
         raise LookupError("a bug")
 
     async def test_that_hangs(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A hook that hangs is logged, and the order is done."""
+        """An order waits for a hook that hangs until a timeout, which is logged."""
 
         async def hang(connection: TrackedConnection) -> None:
             await asyncio.Event().wait()

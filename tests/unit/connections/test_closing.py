@@ -94,7 +94,7 @@ def patient() -> SessionWSRegistry:
 class TestVocabulary:
     @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000])
     def test_a_code_that_no_frame_can_carry_is_an_error(self, code: int) -> None:
-        """A code that is reserved or unassigned in frames (RFC 6455, 7.4.1) raises ValueError."""
+        """A code that no close frame may carry (RFC 6455, 7.4.1) raises ValueError."""
         with pytest.raises(ValueError, match="3000 to 4999"):
             Close(code)
 
@@ -262,7 +262,7 @@ class TestRudePeers:
     async def test_half_closed_by_a_handler_that_hangs_in_close(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A handler's own close() to a peer that doesn't read returns."""
+        """A handler's close() to a peer that doesn't read returns, and the socket is removed."""
         done = asyncio.Event()
 
         async def hang(request: web.Request) -> web.WebSocketResponse:

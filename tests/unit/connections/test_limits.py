@@ -88,7 +88,7 @@ class TestEvict:
             assert await is_open(ws)
 
     async def test_per_identity(self, aiohttp_client: AiohttpClient) -> None:
-        """A user over the limit loses the oldest socket; anonymous clients have no limit."""
+        """A user over the limit loses the oldest socket of any session; anonymous users don't."""
         client = await aiohttp_client(make_app(make(Limits(per_identity=2))))
         one, two, bob = await log_in(client), await log_in(client), await log_in(client, "bob")
         theirs = await connect(client, bob)

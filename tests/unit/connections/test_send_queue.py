@@ -399,7 +399,7 @@ class TestEnd:
     async def test_log_out_with_a_full_queue(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A log-out with a full queue takes no longer, and leaves no task and no timer."""
+        """A log-out with a full queue keeps its deadlines, and leaves no task and no timer."""
         inspect(registry).connections.pusher.limit = PushQueue(messages=3, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
