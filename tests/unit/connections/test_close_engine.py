@@ -11,6 +11,7 @@ import os
 import ssl
 import weakref
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -852,6 +853,27 @@ class TestLastWords:
             assert "ZeroDivisionError" in caplog.text
 
     async def test_compressed(self) -> None:
+        """Last words to a client that has agreed on compression are compressed."""
+        async with (
+            served(options={"compress": True}) as s,
+            aiohttp.ClientSession() as session,
+            session.ws_connect(s.url / "echo", compress=15) as ws,
+        ):
+            await until(lambda: s.manager.open.size)
+            (connection,) = s.manager.all()
+            words = "goodbye" * 100
+            connection.last_words = lambda close: words
+            transport = connection.transport
+            assert transport is not None
+            with mock.patch.object(transport, "write", wraps=transport.write) as write:
+                s.manager.close_soon([connection], SESSION_ENDED)
+            assert await ws.receive_str() == words
+            message = await ws.receive()
+
+            assert (message.type, message.data) == (WSMsgType.CLOSE, 4401)
+            assert sum(len(call.args[0]) for call in write.call_args_list) < len(words)
+
+    async def test_not_compressed(self) -> None:
         """Last words to a client that offers no compression are sent uncompressed."""
         async with served(options={"compress": True}) as s:
             peer, connection = await s.connect()
@@ -865,15 +887,15 @@ class TestLastWords:
 
 class TestHook:
     async def test_is_called_once(self) -> None:
-        """The hook is called once for a connection that was registered, and for no other."""
-        seen: list[tuple[TrackedConnection, int]] = []
+        """The hook is called once for a registered connection, when the index has lost it."""
+        seen: list[tuple[TrackedConnection, bool]] = []
         async with served() as s:
-            s.manager.on_removed = lambda c: seen.append((c, s.manager.open.size))
+            s.manager.on_removed = lambda c: seen.append((c, c in set(s.manager.open)))
             (peer, one), (other, two) = await s.connect(), await s.connect()
             one.registered = True
             await asyncio.gather(sync(peer, other), s.manager.close_now([one, two], SESSION_ENDED))
 
-            assert [c for c, _ in seen] == [one]
+            assert seen == [(one, False)]
             assert two.state is CLOSED
 
     @pytest.mark.parametrize("how", ["sync", "async"])
