@@ -1,3 +1,3 @@
 """
-What each part does by itself; mirrors the package.
+Unit tests of single modules, in folders named as those of the package.
 """

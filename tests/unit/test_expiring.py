@@ -1,5 +1,5 @@
 """
-Dictionaries that are bounded, and whose entries expire.
+Bounded dictionaries whose entries expire.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def clock() -> Seconds:
 
 @pytest.fixture
 def evicted() -> list[None]:
-    """One for each living entry that had to go."""
+    """Return a list with an item for each eviction of a live entry."""
     return []
 
 
 @pytest.fixture
 def small(clock: Seconds, evicted: list[None]) -> ExpiringDict[str, int]:
-    """A dictionary with room for three."""
+    """Return a dictionary of at most three entries."""
     return ExpiringDict(3, TTL, clock=clock, on_evict=lambda: evicted.append(None))
 
 
@@ -36,7 +36,7 @@ class TestLifetime:
     def test_ttl(
         self, small: ExpiringDict[str, int], clock: Seconds, later: float, there: bool
     ) -> None:
-        """An entry lives for as long as its time says."""
+        """An entry is present until its time to live has passed."""
         small.put("a", 1)
         clock.now += later
 
@@ -45,7 +45,7 @@ class TestLifetime:
         assert len(small) == there
 
     def test_a_hit_restarts_it(self, small: ExpiringDict[str, int], clock: Seconds) -> None:
-        """An entry that is asked for again and again lives on."""
+        """A hit restarts the time to live of an entry."""
         small.put("a", 1)
         for _ in range(5):
             clock.now += TTL - 1
@@ -55,7 +55,7 @@ class TestLifetime:
         assert small.get("a") is None
 
     def test_a_peek_does_not(self, small: ExpiringDict[str, int], clock: Seconds) -> None:
-        """Whoever only peeks leaves the time alone."""
+        """``peek()`` and ``in`` don't restart the time to live of an entry."""
         small.put("a", 1)
         clock.now += TTL - 1
         assert small.peek("a") == 1
@@ -65,7 +65,7 @@ class TestLifetime:
         assert small.peek("a") is None
 
     def test_a_time_of_its_own(self, small: ExpiringDict[str, int], clock: Seconds) -> None:
-        """An entry may be put in for longer, and a hit restarts that time."""
+        """An entry may have a time to live of its own, which a hit restarts."""
         small.put("a", 1, 10 * TTL)
         clock.now += 9 * TTL
         assert small.get("a") == 1
@@ -74,7 +74,7 @@ class TestLifetime:
         assert small.get("a") == 1
 
     def test_pop(self, small: ExpiringDict[str, int]) -> None:
-        """What was taken out is gone, once."""
+        """``pop()`` removes an entry, and returns its value once."""
         small.put("a", 1)
 
         assert small.pop("a") == 1
@@ -84,7 +84,7 @@ class TestLifetime:
 
 class TestBound:
     def test_beyond(self, small: ExpiringDict[str, int], evicted: list[None]) -> None:
-        """Beyond the limit the one not met for longest goes, and it is told each time."""
+        """Beyond the limit the least recently used entries are evicted, each with a callback."""
         for number, key in enumerate("abc"):
             small.put(key, number)
         assert not evicted
@@ -95,7 +95,7 @@ class TestBound:
         assert len(evicted) == 2
 
     def test_met_ones_stay(self, small: ExpiringDict[str, int], clock: Seconds) -> None:
-        """A hit keeps an entry from being the next to go."""
+        """A hit makes an entry the most recently used, so that another one is evicted."""
         for number, key in enumerate("abc"):
             small.put(key, number)
         clock.now += 1
@@ -107,7 +107,7 @@ class TestBound:
     def test_expired_ones_go_first(
         self, small: ExpiringDict[str, int], clock: Seconds, evicted: list[None]
     ) -> None:
-        """Room that expired entries leave is used before anything is evicted."""
+        """Expired entries are removed before live ones are evicted."""
         for number, key in enumerate("abc"):
             small.put(key, number)
         clock.now += TTL
@@ -118,7 +118,7 @@ class TestBound:
         assert not evicted
 
     def test_again_is_no_more(self, small: ExpiringDict[str, int]) -> None:
-        """To put an entry in again takes no more room."""
+        """An entry that is put again replaces the old one and takes no more room."""
         for number, key in enumerate("abcaaa"):
             small.put(key, number)
 
@@ -128,7 +128,7 @@ class TestBound:
     def test_busy_entries_are_not_moved(
         self, small: ExpiringDict[str, int], clock: Seconds
     ) -> None:
-        """A hit right after another one costs no writing."""
+        """A hit shortly after the last one doesn't move the entry, to save the write."""
         for number, key in enumerate("abc"):
             small.put(key, number)
         clock.now += TTL / 1000
@@ -139,7 +139,7 @@ class TestBound:
 
 class Model(RuleBasedStateMachine):
     """
-    Compare an unbounded one with a plain dictionary.
+    Compare a dictionary that never reaches its limit with a plain one.
     """
 
     keys = st.sampled_from(["a", 1, True, (1,), frozenset({1}), "\ud800"])
@@ -152,29 +152,29 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=keys, value=st.integers())
     def put(self, key: object, value: int) -> None:
-        """Put an entry in."""
+        """Put an entry into both."""
         self.real.put(key, value)
         self.plain[key] = value
 
     @rule(key=keys)
     def get(self, key: object) -> None:
-        """Ask for an entry."""
+        """Compare the value of a key."""
         assert self.real.get(key) == self.plain.get(key)
 
     @rule(key=keys)
     def pop(self, key: object) -> None:
-        """Take an entry out."""
+        """Remove an entry from both, and compare its value."""
         assert self.real.pop(key) == self.plain.pop(key, None)
 
     @rule()
     def forget(self) -> None:
-        """Let so much time pass that everything expires."""
+        """Let all entries expire."""
         self.clock.now += TTL
         self.plain.clear()
 
     @invariant()
     def same(self) -> None:
-        """Both hold the same number."""
+        """Both have the same number of entries."""
         assert len(self.real) == len(self.plain)
 
 

@@ -1,5 +1,5 @@
 """
-The package keeps the rules of the house, and the rules find what breaks them.
+The package follows its structural rules, and each rule detects its violations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TEST_MODULES = [Module(path, TESTS) for path in sorted(TESTS.rglob("*.py"))]
 
 Findings: TypeAlias = Iterator[rules.Finding]
 
-#: What holds for each module.
+#: The rules for a single module.
 OF_MODULES: dict[str, Callable[[House, Module], Findings]] = {
     "imports only downward": rules.upward_imports,
     "knows its own libraries": lambda _, module: rules.foreign_libraries(module),
@@ -27,7 +27,7 @@ OF_MODULES: dict[str, Callable[[House, Module], Findings]] = {
     "short functions": lambda _, module: rules.long_functions(module),
     "short, or says why not": lambda _, module: rules.long_module(module),
 }
-#: What holds for the package as a whole.
+#: The rules for the package as a whole.
 OF_THE_PACKAGE: dict[str, Callable[[House], Findings]] = {
     "no circles": rules.circles,
     "shallow classes": rules.deep_classes,
@@ -45,7 +45,7 @@ def report(findings: Iterable[rules.Finding]) -> str:
 @pytest.mark.parametrize("module", HOUSE.modules.values(), ids=HOUSE.modules)
 @pytest.mark.parametrize("rule", OF_MODULES)
 def test_modules(rule: str, module: Module) -> None:
-    """Each module keeps the rule."""
+    """Each module of the package follows the rule."""
     found = report(OF_MODULES[rule](HOUSE, module))
 
     assert not found, found
@@ -53,7 +53,7 @@ def test_modules(rule: str, module: Module) -> None:
 
 @pytest.mark.parametrize("rule", OF_THE_PACKAGE)
 def test_package(rule: str) -> None:
-    """The package keeps the rule."""
+    """The package as a whole follows the rule."""
     found = report(OF_THE_PACKAGE[rule](HOUSE))
 
     assert not found, found
@@ -61,13 +61,13 @@ def test_package(rule: str) -> None:
 
 @pytest.mark.parametrize("module", TEST_MODULES, ids=lambda module: module.place)
 def test_doors(module: Module) -> None:
-    """Tests reach internals through one door only."""
+    """Tests use private names of the package only through ``support/inspect.py``."""
     found = report(rules.doors(module, PRIVATE))
 
     assert not found, found
 
 
-#: Files of a package, and the one finding that they lead to.
+#: The files of a package that breaks a rule, and the finding for it.
 BROKEN: dict[str, tuple[dict[str, str], str]] = {
     "a layer that knows the one above": (
         {"registry/core.py": "", "sessions/records.py": "import house.registry.core"},
@@ -140,7 +140,7 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
 
 
 def build(folder: Path, files: dict[str, str]) -> House:
-    """Write a package."""
+    """Write the files of a package, and return it."""
     root = folder / "house"
     for place, source in {"__init__.py": "", **files}.items():
         path = root / place
@@ -153,7 +153,7 @@ def build(folder: Path, files: dict[str, str]) -> House:
 class TestRules:
     @pytest.mark.parametrize("case", BROKEN)
     def test_broken(self, tmp_path: Path, case: str) -> None:
-        """A rule finds what breaks it, and no other rule does."""
+        """A violation leads to exactly one finding, which names its place."""
         files, expected = BROKEN[case]
         house = build(tmp_path, files)
         found = [str(f) for rule in OF_THE_PACKAGE.values() for f in rule(house)]
@@ -164,7 +164,7 @@ class TestRules:
         assert found[0].startswith(f"{expected}; ")
 
     def test_circle(self, tmp_path: Path) -> None:
-        """Both ends of a circle are named, with what closes it."""
+        """Each module of an import cycle is reported, with the line of the import."""
         files = {
             "results.py": "def _f():\n    from . import typing",
             "typing.py": "from . import results",
@@ -177,13 +177,13 @@ class TestRules:
         ]
 
     def test_floors(self, tmp_path: Path) -> None:
-        """A chain of imports is as high as it is long."""
+        """A chain of eleven modules, each importing the next, has eleven floors."""
         files = {f"rpc/m{n}.py": f"from . import m{n + 1}" for n in range(10)}
 
         assert build(tmp_path, {**files, "rpc/m10.py": ""}).floors == 11
 
     def test_door(self, tmp_path: Path) -> None:
-        """A test that reaches inside is found, but not in the door itself."""
+        """A private name used in a test is reported, except in ``support/inspect.py`` itself."""
         place = {name: f"{name}/{rules.DOOR}" for name in ("tests", "other")}
         house = build(tmp_path, {place["tests"]: "r._core", place["other"]: "r._core"})
         root = tmp_path / "house" / "tests"
@@ -194,14 +194,14 @@ class TestRules:
 
 class TestFigures:
     def test_shape(self) -> None:
-        """The shape is that of the package."""
+        """The figures count the modules and the public names of the package."""
         figures = shape(HOUSE)
 
         assert figures["modules"] == len(HOUSE.modules)
         assert figures["names at the top"] == len(HOUSE.modules["aiohttp_session_ws"].exported)
 
     def test_journeys(self) -> None:
-        """Each journey passes some files."""
+        """Each journey has several distinct calls between files."""
         figures = journeys.figures()
 
         assert all(int(figure.split(", ")[0]) > 1 for figure in figures.values())

@@ -1,5 +1,5 @@
 """
-What a session carries of its lineage: read from a cookie that anybody may have forged.
+Parsing of the lineage that a session carries, from a cookie that may be forged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ values = st.recursive(
 
 
 def test_round_trip() -> None:
-    """What was written as JSON is read again."""
+    """A lineage written as JSON is parsed as an equal lineage."""
     lineage = Lineage("token", 3, 1_900_000_000.25)
 
     assert Lineage.parse(json.loads(json.dumps(list(lineage)))) == lineage
@@ -49,13 +49,13 @@ def test_round_trip() -> None:
     ],
 )
 def test_garbage(value: object) -> None:
-    """What isn't a lineage is none."""
+    """A value that isn't a valid lineage is parsed as None."""
     assert Lineage.parse(value) is None
 
 
 @given(values)
 def test_never_raises(value: Any) -> None:
-    """Whatever a cookie holds is a lineage or none."""
+    """Any value is parsed as None or as the lineage that equals it; nothing is raised."""
     lineage = Lineage.parse(value)
 
     assert lineage is None or list(lineage) == value

@@ -1,5 +1,5 @@
 """
-What may stand in a line of the log.
+Fingerprints of secrets, descriptions of errors and a rate limit, for the log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.support.seconds import Seconds
 
 @pytest.mark.parametrize("subject", ["secret", ("secret", 1), "\ud800secret", 7])
 def test_fingerprint(subject: Hashable) -> None:
-    """It is the same for the same, another for another, and doesn't tell what it is of."""
+    """Equal subjects have the same fingerprint, others another one; it hides its subject."""
     assert fingerprint(subject) == fingerprint(subject)
     assert fingerprint(subject) != fingerprint("another")
     assert "secret" not in fingerprint(subject)
@@ -22,7 +22,7 @@ def test_fingerprint(subject: Hashable) -> None:
 
 
 def test_describe_error() -> None:
-    """An error is told by its type and its place, not by what it says."""
+    """An error is described by its type and its place, without its message."""
     try:
         raise KeyError("secret")
     except KeyError as exc:
@@ -34,7 +34,7 @@ def test_describe_error() -> None:
 
 
 def test_once_per_minute() -> None:
-    """Of each kind one line in a minute is let through."""
+    """Of each kind, one line a minute is allowed."""
     clock = Seconds()
     limit = OncePerMinute(clock=clock)
 
@@ -47,7 +47,7 @@ def test_once_per_minute() -> None:
 
 
 def test_once_per_minute_is_bounded() -> None:
-    """As many kinds as a client may think of cost no memory."""
+    """The number of remembered kinds is bounded: after many others, the first is allowed again."""
     limit = OncePerMinute(clock=Seconds())
     for number in range(2000):
         limit.allows(number)

@@ -51,7 +51,7 @@ def make_app(
 
 
 async def test_many_origins(caplog: pytest.LogCaptureFixture) -> None:
-    """Who sends another origin each time can't fill the log, nor with long ones."""
+    """Of many refused origins ten are logged, each line bounded however long the origin."""
     policy = OriginPolicy()
     for number in range(50):
         origin = f"https://{number}{'x' * 5000}.example"
@@ -63,7 +63,7 @@ async def test_many_origins(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def knock(client: Client, *headers: tuple[str, str], **options: Any) -> int:
-    """Return the status that a handshake with these headers gets."""
+    """Return the status of a handshake with these headers."""
     try:
         async with client.ws_connect("/ws", headers=CIMultiDict(headers), **options) as ws:
             await ws.send_str("there?")
@@ -75,14 +75,14 @@ async def knock(client: Client, *headers: tuple[str, str], **options: Any) -> in
 
 class TestSameOrigin:
     async def test_own_page(self, aiohttp_client: AiohttpClient) -> None:
-        """A page of this very server may connect."""
+        """A page of the same origin may connect."""
         client = await aiohttp_client(make_app())
         origin = str(client.make_url("/").origin())
 
         assert await knock(client, origin=origin) == 101
 
     async def test_foreign_page(self, aiohttp_client: AiohttpClient) -> None:
-        """A foreign page gets 403, also without the middleware, its session is not looked at."""
+        """A foreign page gets 403 with and without the middleware; its session isn't loaded."""
         storage = CountingStorage()
         app = make_app(storage=storage)
         app.middlewares.remove(session_ws_middleware)
@@ -94,7 +94,7 @@ class TestSameOrigin:
         assert await knock(client, origin="https://evil.example") == 403
 
     async def test_no_origin(self, aiohttp_client: AiohttpClient) -> None:
-        """What is not a browser sends no Origin and may connect."""
+        """A client that sends no Origin header, and so isn't a browser, may connect."""
         storage = CountingStorage()
         client = await aiohttp_client(make_app(storage=storage))
 
@@ -108,7 +108,7 @@ class TestSameOrigin:
             ("example.org", "http://example.org:80", 101),
             ("example.org:80", "http://example.org", 101),
             ("example.org:8080", "http://example.org:8080", 101),
-            # A proxy ended TLS and let the Host header through.
+            # A proxy terminated TLS and passed the Host header on.
             ("example.org", "https://example.org", 101),
             ("example.org", "https://example.org:443", 101),
             ("example.org:443", "https://example.org", 101),
@@ -134,7 +134,7 @@ class TestSameOrigin:
     async def test_host_and_port_are_compared(
         self, aiohttp_client: AiohttpClient, host: str, origin: str, status: int
     ) -> None:
-        """Host and port must be those of the Host header, whatever the scheme."""
+        """Without TLS, host and port must be those of the Host header, whatever the scheme."""
         client = await aiohttp_client(make_app())
 
         assert await knock(client, ("Host", host), ("Origin", origin)) == status
@@ -168,26 +168,26 @@ class TestSameOrigin:
         ],
     )
     async def test_not_an_origin(self, aiohttp_client: AiohttpClient, origin: str) -> None:
-        """``null`` and garbage are refused."""
+        """An Origin header of ``null``, or that isn't a valid origin, is refused."""
         client = await aiohttp_client(make_app())
 
         assert await knock(client, ("Host", "example.org"), ("Origin", origin)) == 403
 
     async def test_malformed_idna_is_refused(self, aiohttp_client: AiohttpClient) -> None:
-        """A punycode label that can't be decoded is garbage too, not a crash."""
+        """An origin with a punycode label that can't be decoded gets 403, not 500."""
         client = await aiohttp_client(make_app())
 
         assert await knock(client, ("Host", "example.org"), ("Origin", "http://xn--a")) == 403
 
     async def test_two_origins(self, aiohttp_client: AiohttpClient) -> None:
-        """Two Origin headers are refused even if each would do by itself."""
+        """Two Origin headers are refused even if each alone would be accepted."""
         client = await aiohttp_client(make_app())
         own = ("Origin", "http://example.org")
 
         assert await knock(client, ("Host", "example.org"), own, own) == 403
 
     async def test_the_refusal_helps(self, aiohttp_client: AiohttpClient) -> None:
-        """The 403 tells what was compared and names both remedies."""
+        """The text of the 403 shows both compared values and names both remedies."""
         client = await aiohttp_client(make_app())
         headers = {**UPGRADE, "Host": "inner:8080", "Origin": "https://example.org"}
         async with client.get("/ws", headers=headers) as response:
@@ -202,7 +202,7 @@ class TestSameOrigin:
     async def test_nothing_is_stored_for_a_foreign_page(
         self, aiohttp_client: AiohttpClient
     ) -> None:
-        """A refused page gets no cookie, so no session."""
+        """The refusal of a foreign page sets no cookie."""
         client = await aiohttp_client(make_app())
         headers = {**UPGRADE, "Origin": "https://evil.example"}
         async with client.get("/ws", headers=headers) as response:
@@ -223,7 +223,7 @@ class TestSameOrigin:
     async def test_over_tls(
         self, aiohttp_client: AiohttpClient, tls: ssl.SSLContext, origin: str, status: int
     ) -> None:
-        """A request that came over TLS can't be of a page that did not."""
+        """If the handshake came over TLS, an origin with the scheme http is refused."""
         client = await aiohttp_client(make_app(), tls=tls)
 
         assert await knock(client, ("Host", "example.org"), ("Origin", origin)) == status
@@ -255,14 +255,14 @@ class TestOrigins:
 
     @pytest.mark.parametrize("origins", [[], (), frozenset()])
     async def test_empty_list(self, aiohttp_client: AiohttpClient, origins: Origins) -> None:
-        """An empty list lets no page in, its own neither."""
+        """With an empty list no page may connect, not even one of the same origin."""
         client = await aiohttp_client(make_app(origins))
 
         assert await knock(client, origin=str(client.make_url("/").origin())) == 403
         assert await knock(client) == 101
 
     async def test_callable(self, aiohttp_client: AiohttpClient) -> None:
-        """A callable is given the request and decides."""
+        """A callable receives each request, also one without an origin, and decides."""
 
         def origins(request: web.Request) -> bool:
             return request.headers.get("Origin") == "https://friend.example"
@@ -274,7 +274,7 @@ class TestOrigins:
         assert await knock(client) == 403
 
     async def test_async_callable(self, aiohttp_client: AiohttpClient) -> None:
-        """The callable may be async."""
+        """The callable that decides on an origin may be async."""
 
         async def origins(request: web.Request) -> bool:
             return request.headers.get("Origin") == "https://friend.example"
@@ -285,7 +285,7 @@ class TestOrigins:
         assert await knock(client, origin="https://evil.example") == 403
 
     async def test_none(self, aiohttp_client: AiohttpClient) -> None:
-        """With ``None`` everybody comes in."""
+        """With ``origins=None`` a page of any origin may connect."""
         client = await aiohttp_client(make_app(None))
 
         assert await knock(client, origin="https://evil.example") == 101
@@ -293,7 +293,7 @@ class TestOrigins:
 
     @pytest.mark.parametrize("entry", ["null", "*", "", "example.org", "https://example.org/"])
     def test_bad_entry(self, entry: str) -> None:
-        """What is not an origin is named, and the right form is shown."""
+        """An entry that isn't an origin raises a ValueError that shows it and the right form."""
         with pytest.raises(ValueError, match="write it like") as caught:
             SessionWSRegistry(origins=["https://example.org", entry])
 
@@ -301,12 +301,12 @@ class TestOrigins:
 
     @pytest.mark.parametrize("origins", ["*", ["*"], ["https://example.org", "*"]])
     def test_asterisk(self, origins: str | list[str]) -> None:
-        """Who wants to let all in, as CORS writes it, is told how."""
+        """``*``, as in CORS, raises a ValueError that says how to allow all pages."""
         with pytest.raises(ValueError, match="origins=None allows all pages"):
             SessionWSRegistry(origins=origins)
 
     def test_bare_string(self) -> None:
-        """A string in place of a list says what was meant."""
+        """A string in place of a list raises a ValueError that shows the list."""
         with pytest.raises(ValueError, match=r"origins=\['https://example\.org'\]"):
             SessionWSRegistry(origins="https://example.org")
 
@@ -314,7 +314,7 @@ class TestOrigins:
 class TestIsWebsocket:
     @pytest.mark.parametrize("value", ["WebSocket", "websocket", "WEBSOCKET"])
     async def test_upgrade_in_any_case(self, aiohttp_client: AiohttpClient, value: str) -> None:
-        """``Upgrade`` is compared without regard to case: the gate is asked."""
+        """``Upgrade`` is compared case-insensitively: the origin of the handshake is checked."""
         client = await aiohttp_client(make_app())
         headers = {"Connection": "Upgrade", "Upgrade": value, "Origin": "null"}
         async with client.get("/ws", headers=headers) as response:
@@ -338,7 +338,7 @@ class TestIsWebsocket:
     async def test_not_a_handshake(
         self, aiohttp_client: AiohttpClient, method: str, upgrade: str
     ) -> None:
-        """Only GET with ``Upgrade: websocket`` is a handshake."""
+        """A request other than a GET with ``Upgrade: websocket`` gets 400."""
         client = await aiohttp_client(make_app())
         headers = {"Connection": "Upgrade", "Upgrade": upgrade}
         async with client.request(method, "/ws", headers=headers) as response:
@@ -359,7 +359,7 @@ class TestParseOrigin:
         ],
     )
     def test_parts(self, text: str, origin: tuple[str, str, int] | None) -> None:
-        """Scheme and host come in lower case, the port is that of the scheme if absent."""
+        """Scheme and host are lowercased; a missing port is the default port of the scheme."""
         assert parse_origin(text) == origin
 
     @given(st.text() | st.text().map("http://{}".format) | st.text().map("https://[{}]".format))
@@ -367,7 +367,7 @@ class TestParseOrigin:
     @example("http://example.org:99999")
     @example("http://\udc80")
     def test_any_text(self, text: str) -> None:
-        """Any text at all is an origin or isn't; nothing is raised."""
+        """Any text is parsed as an origin or as None; nothing is raised."""
         origin = parse_origin(text)
 
         assert origin is None or (origin[0] in {"http", "https"} and 0 <= origin[2] < 65536)
@@ -375,14 +375,14 @@ class TestParseOrigin:
     @given(st.text("abc019-", max_size=12).map("http://xn--{}".format))
     @example("http://xn--a")
     def test_any_punycode(self, text: str) -> None:
-        """A label that claims to be punycode needn't be."""
+        """Any host that begins with ``xn--`` is parsed as an origin or None; nothing is raised."""
         origin = parse_origin(text)
 
         assert origin is None or origin[0] == "http"
 
     @given(st.text("abc.", min_size=1), st.integers(0, 65535), st.sampled_from(["http", "https"]))
     def test_round_trip(self, host: str, port: int, scheme: str) -> None:
-        """What is an origin is let in by a list that holds it."""
+        """A text that can be parsed as an origin is accepted by a list that contains it."""
         text = f"{scheme}://{host}:{port}"
         origin = parse_origin(text)
         assert origin in {None, (scheme, host, port)}

@@ -19,7 +19,7 @@ from aiohttp_session_ws import exceptions
 from tests.support.processes import ROOT
 
 PACKAGE = Path(aiohttp_session_ws.__file__).parent
-#: What users import from; everything else is internal.
+#: The modules that users import from; all others are internal.
 HOMES = [
     aiohttp_session_ws,
     aiohttp_session_ws.redis,
@@ -34,7 +34,7 @@ MODULES = sorted(
 
 
 def public() -> Iterator[tuple[str, object]]:
-    """Find all public names, those of classes' own members too."""
+    """Yield all public names with their objects, including public members of classes."""
     for home in HOMES:
         for name in home.__all__:
             thing = getattr(home, name)
@@ -49,7 +49,7 @@ def public() -> Iterator[tuple[str, object]]:
 @pytest.mark.parametrize("home", HOMES, ids=lambda home: home.__name__)
 class TestHomes:
     def test_sorted(self, home: ModuleType) -> None:
-        """The public names stand in order: constants, classes, functions."""
+        """``__all__`` has no duplicates and is sorted: constants, classes, functions."""
         names = home.__all__
 
         def key(name: str) -> tuple[int, str]:
@@ -59,26 +59,26 @@ class TestHomes:
         assert len(names) == len(set(names))
 
     def test_are_there(self, home: ModuleType) -> None:
-        """What a home exports is there."""
+        """Every name in ``__all__`` is defined."""
         assert all(hasattr(home, name) for name in home.__all__)
 
 
 class TestNames:
     def test_top(self) -> None:
-        """The top has no other public names than those it exports, and its modules."""
+        """The package has no public names except those in ``__all__`` and its modules."""
         names = {name for name in vars(aiohttp_session_ws) if not name.startswith("_")}
         modules = {name.split(".")[1] for name in MODULES}
 
         assert names - modules == set(aiohttp_session_ws.__all__)
 
     def test_one_home(self) -> None:
-        """What the top and a home both export is one and the same."""
+        """A name that both the package and a module of it export is the same object."""
         for home in HOMES[2:]:
             for name in set(home.__all__) & set(aiohttp_session_ws.__all__):
                 assert getattr(aiohttp_session_ws, name) is getattr(home, name)
 
     def test_predecessor(self) -> None:
-        """The names that 1.1.1 documents are there."""
+        """All names documented for version 1.1.1 are exported."""
         names = {
             *("DEFAULT_ID_FACTORY", "DEFAULT_SESSION_KEY", "REGISTRY_KEY", "SessionWSRegistry"),
             *("get_session_ws_id", "new_session_ws_id", "delete_session_ws_id"),
@@ -91,7 +91,7 @@ class TestNames:
 
 class TestDocstrings:
     def test_public(self) -> None:
-        """Every public class, function, method and property says what it does."""
+        """Every public class, function, method and property has a docstring."""
         missing = [
             name
             for name, thing in public()
@@ -103,11 +103,11 @@ class TestDocstrings:
 
     @pytest.mark.parametrize("name", [name for name in MODULES if "__main__" not in name])
     def test_modules(self, name: str) -> None:
-        """Every module says what it holds."""
+        """Every module except ``__main__`` has a docstring."""
         assert importlib.import_module(name).__doc__
 
     def test_tree(self) -> None:
-        """The tree in the docstring of ``exceptions`` is the tree."""
+        """The tree in the docstring of ``exceptions`` shows all of them and their base classes."""
         drawn = re.findall(r"\+-- (\w+)(?: \(([\w.]+)\))?", exceptions.__doc__ or "")
         real = {
             name: {f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__[1:]}
@@ -123,7 +123,7 @@ class TestDocstrings:
 
 class TestVersion:
     def test_pyproject(self) -> None:
-        """The version of the distribution is that of the package."""
+        """The version in ``pyproject.toml`` is that of the package."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
         assert project["version"] == aiohttp_session_ws.__version__
@@ -139,11 +139,11 @@ class TestVersion:
 
 class TestFiles:
     def test_typed(self) -> None:
-        """The package tells type checkers that it has types."""
+        """The package has the marker file for type checkers, ``py.typed``."""
         assert (PACKAGE / "py.typed").is_file()
 
     def test_no_redis(self) -> None:
-        """Who doesn't use Redis needn't have it: the import doesn't look for it."""
+        """Importing the package doesn't import redis, so that it needn't be installed."""
         code = "import sys, aiohttp_session_ws; print(*[m for m in sys.modules if 'redis' in m])"
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
@@ -160,7 +160,7 @@ class TestFiles:
         [("redis", "redis", "redis"), ("redis", "hiredis", "redis"), ("rpc", "msgspec", "rpc")],
     )
     def test_without_an_extra(self, module: str, missing: str, extra: str) -> None:
-        """Who imports what needs an extra is told which one to install."""
+        """Importing a module whose extra isn't installed fails and names the extra to install."""
         code = f"import sys; sys.modules['{missing}'] = None; import aiohttp_session_ws.{module}"
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True

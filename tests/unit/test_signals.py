@@ -46,7 +46,7 @@ async def echo(request: web.Request) -> web.WebSocketResponse:
 
 
 async def crash(request: web.Request) -> web.WebSocketResponse:
-    """Fail in an open socket."""
+    """Raise an error while the socket is open."""
     async with session_ws(request):
         raise LookupError("a bug")
 
@@ -66,13 +66,13 @@ async def hang_up(request: web.Request) -> web.WebSocketResponse:
 
 
 async def forbid(request: web.Request) -> web.WebSocketResponse:
-    """Answer HTTP in an open socket."""
+    """Raise an HTTP exception while the socket is open."""
     async with session_ws(request):
         raise web.HTTPForbidden
 
 
 def make_app(registry: SessionWSRegistry) -> web.Application:
-    """Return an app with all of the above."""
+    """Return an app with all handlers above."""
     storage = aiohttp_session.SimpleCookieStorage()
     middlewares = [aiohttp_session.session_middleware(storage), session_ws_middleware]
     app = web.Application(middlewares=middlewares)
@@ -96,7 +96,7 @@ class Tape:
         registry.on_fail.append(self.failed.put)
 
     def receiver(self, name: str) -> Callable[[Any], Awaitable[None]]:
-        """Return what hears of a signal."""
+        """Return a receiver that records a signal of this name."""
 
         async def receive(details: Any) -> None:
             self.names.append(name)
@@ -105,16 +105,16 @@ class Tape:
         return receive
 
     async def close(self) -> CloseDetails:
-        """Wait for a socket to be let go."""
+        """Wait for ``on_close``, and return its details."""
         return await asyncio.wait_for(self.closed.get(), PATIENCE)
 
     async def fail(self) -> FailDetails:
-        """Wait for a handshake to fail."""
+        """Wait for ``on_fail``, and return its details."""
         return await asyncio.wait_for(self.failed.get(), PATIENCE)
 
 
 async def expect_close(ws: Any, code: int) -> None:
-    """Wait for the server to close."""
+    """Wait for a close frame with this code."""
     message = await ws.receive(timeout=PATIENCE)
     assert message.type is WSMsgType.CLOSE
     assert message.data == code
@@ -129,7 +129,7 @@ async def refused(client: Client, path: str = "/echo", **options: Any) -> int:
 
 class TestOrder:
     async def test_good_end(self, aiohttp_client: AiohttpClient) -> None:
-        """A socket that opens and ends well sends four signals about itself."""
+        """A connection without errors sends four signals, in order, with consistent details."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -148,7 +148,7 @@ class TestOrder:
 
     @pytest.mark.parametrize("name", ["on_handshake", "on_auth_success", "on_open", "on_close"])
     async def test_the_only_receiver(self, aiohttp_client: AiohttpClient, name: str) -> None:
-        """Each signal is sent though nobody listens to the others."""
+        """Each signal is sent even if the other signals have no receivers."""
         registry = SessionWSRegistry()
         told = asyncio.Event()
 
@@ -164,7 +164,7 @@ class TestOrder:
             await told.wait()
 
     async def test_id_is_that_of_the_session(self, aiohttp_client: AiohttpClient) -> None:
-        """The id in the details is the one that a handler sees."""
+        """The id in the details is the one that ``get_session_ws_id()`` returns."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         seen = []
@@ -181,7 +181,7 @@ class TestOrder:
         assert seen == [details.session_ws_id]
 
     async def test_foreign_page(self, aiohttp_client: AiohttpClient) -> None:
-        """Who doesn't pass the gate is heard of by ``on_fail`` only."""
+        """A handshake of a foreign page sends ``on_fail`` only."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -191,7 +191,7 @@ class TestOrder:
         assert tape.names == ["on_fail"]
 
     async def test_not_authorized(self, aiohttp_client: AiohttpClient) -> None:
-        """Who isn't authorized is heard of by ``on_auth_fail``, then by ``on_fail``."""
+        """A handshake that isn't authorized sends ``on_auth_fail``, then ``on_fail``."""
         registry = SessionWSRegistry(authorize=lambda request: False)
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -204,7 +204,7 @@ class TestOrder:
         assert isinstance(failed.exception, web.HTTPForbidden)
 
     async def test_ended_session(self, aiohttp_client: AiohttpClient) -> None:
-        """A session that has ended is heard of by ``on_fail`` with the reason."""
+        """A handshake of an ended session sends ``on_fail`` only, with the close code."""
         registry = SessionWSRegistry(id_factory=lambda request: "anna")
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -221,7 +221,7 @@ class TestOrder:
         assert tape.names[4:] == ["on_fail"]
 
     async def test_not_a_handshake(self, aiohttp_client: AiohttpClient) -> None:
-        """A plain request to a websocket's address fails, too."""
+        """A plain request to a websocket's address gets 400, and sends ``on_fail`` only."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -235,7 +235,7 @@ class TestOrder:
 
 class TestClose:
     async def test_by_client(self, aiohttp_client: AiohttpClient) -> None:
-        """A client that closes is told of with the code that it sent."""
+        """A close by the client is reported with the code that the client sent."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -249,7 +249,7 @@ class TestClose:
         ("path", "code"), [("/leave", 1000), ("/hang_up", 4000), ("/forbid", 1008)]
     )
     async def test_by_handler(self, aiohttp_client: AiohttpClient, path: str, code: int) -> None:
-        """A handler that ends is told of with the code that the client got."""
+        """A close by the handler's end is reported with the code that the client received."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -260,7 +260,7 @@ class TestClose:
         assert (details.by, details.code) == ("handler", code)
 
     async def test_by_a_client_without_a_code(self, aiohttp_client: AiohttpClient) -> None:
-        """A close frame without a code is 1005, as a browser's ``close()`` sends it."""
+        """A close frame without a code, as of a browser's ``close()``, is reported as 1005."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -278,7 +278,7 @@ class TestClose:
         cancels: bool,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A handler that crashes closes with 1011, and the bug is logged."""
+        """A handler that raises closes the socket with 1011, and its error is logged."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry), handler_cancellation=cancels)
@@ -301,7 +301,7 @@ class TestClose:
     async def test_by_order(
         self, aiohttp_client: AiohttpClient, order: str, options: Any, code: int
     ) -> None:
-        """An order is told of with its code."""
+        """A close by an order is reported once, with the order's code."""
         registry = SessionWSRegistry(id_factory=lambda request: "anna")
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -315,7 +315,7 @@ class TestClose:
         assert tape.names.count("on_close") == 1
 
     async def test_by_shutdown(self, aiohttp_client: AiohttpClient) -> None:
-        """The app's end is an order, too."""
+        """A close by the app's shutdown is reported as one by an order, with 1001."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -328,7 +328,7 @@ class TestClose:
         assert (details.by, details.code) == ("order", 1001)
 
     async def test_while_registered(self, aiohttp_client: AiohttpClient) -> None:
-        """``on_open`` and ``on_close`` come while the socket is in the registry."""
+        """``on_open`` and ``on_close`` are sent while the socket is in the registry."""
         registry = SessionWSRegistry()
         seen: list[bool] = []
 
@@ -350,7 +350,7 @@ class TestReceivers:
     async def test_failing(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A receiver that fails is logged and stops neither the others nor the socket."""
+        """An error of a receiver is logged, and affects neither other receivers nor the socket."""
 
         async def fail(details: object) -> None:
             raise LookupError("a bug")
@@ -372,7 +372,7 @@ class TestReceivers:
         assert all("fail" in r.getMessage() for r in errors)
 
     async def test_failing_of_failures(self, aiohttp_client: AiohttpClient) -> None:
-        """A receiver that fails doesn't change how a handshake is refused."""
+        """An error of a receiver doesn't change how a handshake is refused."""
 
         async def fail(details: object) -> None:
             raise LookupError("a bug")
@@ -403,7 +403,7 @@ class TestReceivers:
         assert heard == ["first 1", "second 1"]
 
     async def test_added_while_open(self, aiohttp_client: AiohttpClient) -> None:
-        """Receivers may be added at any time, as a decorator, too."""
+        """A receiver may be added while a socket is open, with the signal as a decorator."""
         registry = SessionWSRegistry()
         client = await aiohttp_client(make_app(registry))
         closed = asyncio.Event()
@@ -417,7 +417,7 @@ class TestReceivers:
         assert heard in registry.on_close
 
     async def test_greeting(self, aiohttp_client: AiohttpClient) -> None:
-        """A receiver may use the socket before the handler does."""
+        """A receiver of ``on_open`` may send messages to the client."""
         registry = SessionWSRegistry()
 
         @registry.on_open
@@ -430,7 +430,7 @@ class TestReceivers:
 
     @pytest.mark.parametrize("name", ["on_handshake", "on_open"])
     async def test_context_variable(self, aiohttp_client: AiohttpClient, name: str) -> None:
-        """What a receiver sets in its context is seen by the handler and in ``on_close``."""
+        """A context variable that a receiver sets is seen by the handler and in ``on_close``."""
         seen: asyncio.Queue[str] = asyncio.Queue()
 
         async def greet(details: object) -> None:
@@ -456,7 +456,7 @@ class TestReceivers:
         assert greeting.get() == "nobody"
 
     async def test_details_are_frozen(self, aiohttp_client: AiohttpClient) -> None:
-        """A receiver can't change what the next one is told."""
+        """The details of signals are frozen: a receiver can't change them for the next one."""
         registry = SessionWSRegistry()
         tape = Tape(registry)
         client = await aiohttp_client(make_app(registry))
@@ -475,7 +475,7 @@ class TestReceivers:
 
 class TestAuthorize:
     async def test_sync(self, aiohttp_client: AiohttpClient) -> None:
-        """``authorize`` is given the request and decides, by what is true of its answer."""
+        """A handshake is accepted if ``authorize``, given the request, returns a true value."""
         registry = SessionWSRegistry(authorize=lambda request: request.headers.get("X-User"))
         client = await aiohttp_client(make_app(registry))
 
@@ -486,7 +486,7 @@ class TestAuthorize:
             assert await ws.receive_str(timeout=PATIENCE) == "there?"
 
     async def test_async(self, aiohttp_client: AiohttpClient) -> None:
-        """``authorize`` may be async, and look at the session."""
+        """``authorize`` may be async, and use the session."""
 
         async def authorize(request: web.Request) -> bool:
             session = await aiohttp_session.get_session(request)
@@ -507,7 +507,7 @@ class TestAuthorize:
 
     @pytest.mark.parametrize("answer", [None, False, 0, "", ()])
     async def test_falsy(self, aiohttp_client: AiohttpClient, answer: object) -> None:
-        """Whatever is false refuses; nothing is registered and no session saved."""
+        """Any false result of ``authorize`` refuses: nothing is registered and no cookie set."""
         registry = SessionWSRegistry(authorize=lambda request: answer)
         client = await aiohttp_client(make_app(registry))
 
@@ -517,7 +517,7 @@ class TestAuthorize:
         assert not client.session.cookie_jar.filter_cookies(client.make_url("/"))
 
     async def test_raises(self, aiohttp_client: AiohttpClient) -> None:
-        """An ``authorize`` that fails costs the handshake a 500."""
+        """An error of ``authorize`` fails the handshake with 500 and sends ``on_fail``."""
         failure = LookupError("a bug")
 
         async def authorize(request: web.Request) -> bool:
@@ -533,7 +533,7 @@ class TestAuthorize:
         assert not opening(registry)
 
     async def test_raises_http(self, aiohttp_client: AiohttpClient) -> None:
-        """An ``authorize`` may answer with a status of its own."""
+        """``authorize`` may refuse with a status of its own, by an HTTP exception."""
 
         def authorize(request: web.Request) -> bool:
             raise web.HTTPUnauthorized
@@ -546,7 +546,7 @@ class TestAuthorize:
 class TestConnectionContext:
     @pytest.mark.parametrize("path", ["/echo", "/leave", "/crash", "/hang_up", "/forbid"])
     async def test_enters_and_exits(self, aiohttp_client: AiohttpClient, path: str) -> None:
-        """What follows the ``yield`` runs however the connection ends."""
+        """The code after a context's ``yield`` runs however the connection ends."""
         events: asyncio.Queue[tuple[str, Connection]] = asyncio.Queue()
 
         async def context(connection: Connection) -> AsyncIterator[None]:
@@ -570,7 +570,7 @@ class TestConnectionContext:
     async def test_needs_no_finally(
         self, aiohttp_client: AiohttpClient, path: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It runs though the context guards itself against nothing, and others fail."""
+        """The code after a ``yield`` needs no ``try``, even if the handler or a context fails."""
         ends = asyncio.Queue[str]()
 
         async def plain(connection: Connection) -> AsyncIterator[None]:
@@ -603,7 +603,7 @@ class TestConnectionContext:
     async def test_is_cancelled(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """One that is cancelled costs nobody else theirs, and hides no crash."""
+        """Cancelling a context's exit skips no other exit, and hides no error of the handler."""
         there, left = asyncio.Event(), asyncio.Event()
 
         async def plain(connection: Connection) -> AsyncIterator[None]:
@@ -629,7 +629,7 @@ class TestConnectionContext:
     async def test_an_order_while_it_is_entered(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A socket that is closed before its handler runs is no crash, also if a context hangs."""
+        """A socket closed while contexts are entered logs no failure, even if a context hangs."""
         there, go_on, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         async def hangs(connection: Connection) -> AsyncIterator[None]:
@@ -658,7 +658,7 @@ class TestConnectionContext:
 
     @pytest.mark.parametrize("order", ["close_all", "shutdown"])
     async def test_exits_at_an_order(self, aiohttp_client: AiohttpClient, order: str) -> None:
-        """It runs at an order and at the app's end as well."""
+        """A context exits when an order closes the socket, and at the app's shutdown."""
         left = asyncio.Event()
 
         async def context(connection: Connection) -> AsyncIterator[None]:
@@ -680,7 +680,7 @@ class TestConnectionContext:
         await end
 
     async def test_nested(self, aiohttp_client: AiohttpClient) -> None:
-        """Several contexts nest, between the signals and around the handler."""
+        """Several contexts nest, between ``on_open`` and ``on_close``."""
         events: list[str] = []
 
         def context(name: str) -> Callable[[Connection], AsyncIterator[None]]:
@@ -713,7 +713,7 @@ class TestConnectionContext:
     async def test_failing_start(
         self, aiohttp_client: AiohttpClient, late: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A context that can't start closes with 1011; those before it are left."""
+        """A context that fails to start closes with 1011 before the handler; earlier ones exit."""
         left = asyncio.Event()
         ran = False
 
@@ -753,7 +753,7 @@ class TestConnectionContext:
     async def test_failing_end(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A context that fails at the end costs nobody else theirs."""
+        """A context that fails at its exit closes with 1011; the other contexts exit, too."""
         left = asyncio.Event()
 
         async def good(connection: Connection) -> AsyncIterator[None]:

@@ -1,5 +1,5 @@
 """
-Background tasks that have an owner.
+Background tasks that have an owner, and helpers for awaiting.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from aiohttp_session_ws._tasks import BackgroundTasks, maybe_await, supervise
 
 class TestMaybeAwait:
     async def test_plain(self) -> None:
-        """What isn't awaitable is returned."""
+        """A value that isn't awaitable is returned."""
         assert await maybe_await(3) == 3
 
     async def test_awaitable(self) -> None:
-        """What is, is awaited: a coroutine, or a future."""
+        """A coroutine or a future is awaited, and its result returned."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         future.set_result(3)
         coro: Awaitable[int] = asyncio.sleep(0, 3)
@@ -32,7 +32,7 @@ class TestMaybeAwait:
 
 class TestBackgroundTasks:
     async def test_kept_until_done(self) -> None:
-        """A task is there until it is done, and says what it is called."""
+        """A task is referenced until it is done, and its name begins with that of the package."""
         tasks, gate = BackgroundTasks(), asyncio.Event()
         task = tasks.spawn(gate.wait(), "wait")
         assert len(tasks) == 1
@@ -43,7 +43,7 @@ class TestBackgroundTasks:
         assert task.get_name() == "aiohttp_session_ws: wait"
 
     async def test_error_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
-        """An error that nobody awaits is logged under the task's name."""
+        """An error of a task is logged as an error, with the name of the task."""
 
         async def fail() -> None:
             raise LookupError("secret")
@@ -58,7 +58,7 @@ class TestBackgroundTasks:
         assert "look up" in record.getMessage()
 
     async def test_context(self) -> None:
-        """A task may run in a context that isn't its caller's."""
+        """A task may run in a context other than its caller's."""
         variable: contextvars.ContextVar[int] = contextvars.ContextVar("number", default=0)
         variable.set(1)
         tasks = BackgroundTasks()
@@ -70,7 +70,7 @@ class TestBackgroundTasks:
         assert await tasks.spawn(read(), "read", contextvars.Context()) == 0
 
     async def test_stop(self) -> None:
-        """To stop cancels all but the one that stops, and waits for them."""
+        """``stop()`` cancels all tasks but the one that calls it, and waits for them."""
         tasks = BackgroundTasks()
         waiting = [tasks.spawn(asyncio.Event().wait(), "wait") for _ in range(3)]
         await tasks.spawn(tasks.stop(5.0), "stop")
@@ -78,7 +78,7 @@ class TestBackgroundTasks:
         assert all(task.cancelled() for task in waiting)
 
     async def test_stubborn(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A task that doesn't let itself be cancelled is named."""
+        """A task that doesn't end when it is cancelled is named in the log."""
         started, gate = asyncio.Event(), asyncio.Event()
 
         async def stubborn() -> None:
@@ -99,7 +99,7 @@ class TestBackgroundTasks:
 
 class TestSupervise:
     async def test_again(self, caplog: pytest.LogCaptureFixture) -> None:
-        """What raises is started again after a pause that grows, and logged without its text."""
+        """A function that raises is restarted after a growing pause, without its error's text."""
         pauses: list[float] = []
         runs = 0
 
@@ -120,7 +120,7 @@ class TestSupervise:
         assert "secret" not in caplog.text
 
     async def test_cancelled(self) -> None:
-        """A cancellation ends it."""
+        """Cancelling ``supervise()`` ends it."""
         task = asyncio.ensure_future(supervise(asyncio.Event().wait, "wait"))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         task.cancel()
