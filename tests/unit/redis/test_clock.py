@@ -1,5 +1,5 @@
 """
-The clock that all nodes share.
+The clock that all nodes share, as a node measures it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from aiohttp_session_ws.sessions.clock import PENDING
 
 
 class Times:
-    """A process whose clock is wrong, and a Redis whose clock is the right one."""
+    """A process whose clock is wrong, and a Redis whose clock is right."""
 
     def __init__(self, skew: float = 600.0) -> None:
         self.now = 100.0
@@ -24,7 +24,7 @@ class Times:
         return self.now + 1_700_000_000.0
 
     def measure(self, there: float, back: float) -> None:
-        """Ask Redis, and take so many seconds there and back."""
+        """Measure Redis' time; the request takes *there* seconds, and the reply *back* seconds."""
         sent = self.now
         self.now += there
         said = self.right
@@ -34,23 +34,23 @@ class Times:
 
 class TestRedisClock:
     def test_error(self) -> None:
-        """Ends are never before, and beginnings never after the right time."""
+        """The time of an end is never before the true time, that of a beginning never after it."""
         rng, times = random.Random(1), Times()
         for _ in range(50):
             times.measure(rng.uniform(0, 0.05), rng.uniform(0, 0.05))
             times.now += 1.0
             assert times.clock.begin_time() <= times.right <= times.clock.end_time()
-            times.now += 1.0  # for the clock never runs back
+            times.now += 1.0  # since the clock never runs back
 
     def test_right_after_an_order(self) -> None:
-        """What begins after an order that concerns it not begins no later than it does."""
+        """An order's time is never before the true time, and moves no later beginning past it."""
         times = Times()
         times.measure(0.15, 0.05)
         for _ in range(3):
             assert times.clock.order_time() >= times.right >= times.clock.begin_time()
 
     def test_heard(self) -> None:
-        """What begins after an end of another node is heard comes after it, within reason."""
+        """A lineage begins after the ends received from other nodes, unless they are far ahead."""
         times = Times()
         times.clock.observe_end(times.right)
         assert times.clock.begin_time() == 0.0
@@ -64,7 +64,7 @@ class TestRedisClock:
         assert times.clock.end_time() < times.right + 0.3
 
     def test_after_an_earlier_process(self) -> None:
-        """What begins comes after the ends that a journal has kept."""
+        """A lineage begins after the ends in the journal of an earlier process."""
         times = Times()
         last = times.right + 0.15
         times.clock.start_after(last)
@@ -73,7 +73,7 @@ class TestRedisClock:
         assert last < times.clock.begin_time() < last + 0.001
 
     def test_what_a_journal_keeps(self) -> None:
-        """The next process doesn't go on from a wall clock that is ahead of Redis'."""
+        """The time for a journal isn't that of a wall clock that is ahead of Redis'."""
         times = Times()
         times.clock.start_after(times.right - 60.0)
         assert times.clock.reserved_until() == times.right - 60.0
@@ -81,7 +81,7 @@ class TestRedisClock:
         assert abs(times.clock.reserved_until() - times.right) < 0.2
 
     def test_ahead_of_redis(self) -> None:
-        """What begins after an earlier process that was ahead is ended by others all the same."""
+        """A time of an earlier process that was far ahead is dropped once the clock is known."""
         times = Times()
         times.clock.start_after(times.right + 600.0)
         times.measure(0.1, 0.0)
@@ -89,7 +89,7 @@ class TestRedisClock:
         assert times.clock.end_time() > times.right - 0.2
 
     def test_latest(self) -> None:
-        """What others have timed was not later than it is said to be, nor later than now."""
+        """``latest()`` returns a time neither before the true one, nor after now."""
         rng, times = random.Random(2), Times()
         assert times.clock.latest(PENDING) == times.now
         for _ in range(50):
@@ -102,7 +102,7 @@ class TestRedisClock:
             times.now += 1.0
 
     def test_best_counts(self) -> None:
-        """One quick answer of ten is enough."""
+        """The quickest answer counts, also after a slower one."""
         times = Times()
         times.measure(0.1, 0.0)
         times.measure(0.0001, 0.0001)
@@ -111,7 +111,7 @@ class TestRedisClock:
         assert times.clock.error < 0.001
 
     def test_late(self) -> None:
-        """An answer that was held up tells no time, unless all are."""
+        """Answers that took too long are ignored, unless all of them did."""
         times = Times()
         for _ in range(LATE - 1):
             times.measure(0.5, 0.1)
@@ -121,7 +121,9 @@ class TestRedisClock:
         assert abs(times.clock.now() - times.right) < 0.31
 
     def test_unknown(self) -> None:
-        """Until it is known an end concerns everything, and what begins has begun at 0."""
+        """
+        Until the clock is known, beginnings are at 0 and ends are pending, to be resolved later.
+        """
         times = Times(skew=-600.0)
         assert times.clock.begin_time() == 0.0
         end = times.clock.end_time()
@@ -136,13 +138,13 @@ class TestRedisClock:
         assert times.clock.resolve(5.0) == 5.0
 
     def test_earlier_process(self) -> None:
-        """A time of before the machine was started again is not in the future."""
+        """A pending time from before a restart of the machine isn't resolved to the future."""
         times = Times()
         times.measure(0.001, 0.001)
         assert times.clock.resolve(PENDING + 1e6) <= times.right + 0.01
 
     def test_increasing(self) -> None:
-        """What begins at the tick of an end doesn't exist; a set clock changes nothing."""
+        """Beginnings and ends have increasing times, even when Redis' clock is set back."""
         times = Times()
         times.measure(0.01, 0.01)
         stamps = [times.clock.end_time(), times.clock.begin_time(), times.clock.end_time()]
@@ -151,7 +153,7 @@ class TestRedisClock:
         assert stamps == sorted(set(stamps))
 
     def test_clock_was_set(self) -> None:
-        """When Redis' own clock is set, the new time counts."""
+        """When Redis' own clock is set forward, the shared clock follows."""
         times = Times()
         times.measure(0.001, 0.001)
         times.now += 100.0
@@ -159,7 +161,7 @@ class TestRedisClock:
         assert abs(times.clock.now() - (times.right + 50.0)) < 0.1
 
     def test_set_back(self) -> None:
-        """When Redis' own clock is set back ours goes on, and Redis is told by how much."""
+        """When Redis' own clock is set back, the shared clock continues, ahead of it."""
         times = Times()
         times.measure(0.001, 0.001)
         begun = times.clock.begin_time()
@@ -175,7 +177,7 @@ class TestRedisClock:
         assert abs(times.clock.now() - times.right) < 0.01
 
     def test_others_have_told(self) -> None:
-        """What another node has told counts at once, however little it is."""
+        """A difference that another node has reported is applied at once, however small."""
         times = Times()
         times.measure(0.0, 0.0)
         times.now += 1.0
@@ -184,7 +186,7 @@ class TestRedisClock:
         assert abs(times.clock.now() - (times.right + 0.015)) < 1e-6
 
     def test_redis_has_forgotten(self) -> None:
-        """A Redis that lost its data is told again by how much its clock was set back."""
+        """When Redis has lost the reported difference, a node has to report it again."""
         times = Times()
         times.clock.measure(times.right, times.now, times.now, 300.0)
         times.now += 3.0

@@ -1,5 +1,5 @@
 """
-The line to Redis, where connecting goes wrong after it was given up.
+A connection attempt to Redis that fails after it was given up.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tests.support import until
 
 
 class Stubborn:
-    """A connection that swallows a cancellation, as redis-py's do, and fails a moment later."""
+    """A connection that turns a cancellation into an error, as redis-py's do."""
 
     def __init__(self, told: list[str]) -> None:
         self.told = told
 
     async def connect(self) -> None:
-        """Fail when it is cancelled."""
+        """Wait until cancelled, and fail."""
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -35,7 +35,7 @@ class Stubborn:
 
 
 async def test_fails_after_it_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is logged once that nothing answers, and no error of a task that nobody awaits."""
+    """A connection attempt that fails after its timeout leaves no task with an unread error."""
     told: list[str] = []
     unheard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))

@@ -1,5 +1,5 @@
 """
-Records and orders on their way through Redis: what is written can be read.
+Records and orders as text for Redis: decoding is the inverse of encoding.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ RECORDS: list[Record] = [
 
 
 def text_of(order: PublishedOrder) -> str:
-    """Write an order as one does who has its records as JSON."""
+    """Encode an order by the JSON of its records."""
     changes, closes = (
         [encode_record(record).text for record in records]
         for records in (order.changes, order.closes)
@@ -75,12 +75,12 @@ def text_of(order: PublishedOrder) -> str:
 class TestRecords:
     @pytest.mark.parametrize("number", range(len(RECORDS)))
     def test_round_trip(self, number: int) -> None:
-        """What is written is what is read, to the last digit."""
+        """A record is decoded as it was encoded, to the last digit."""
         record = RECORDS[number]
         assert read_record(encode_record(record).text) == record
 
     def test_key(self) -> None:
-        """Equal subjects have one key, and a look-up asks for it."""
+        """A look-up asks for exactly the keys of the records about its lineage and subjects."""
         ended = encode_record(SubjectEnded(Subject("id", "x"), 1.0, 1.0)).key
         note = encode_record(IdNote("x", "t", 1.0, 1.0)).key
         lineage = encode_record(LineageEnded("t", 1.0, carries=False, ttl=1.0)).key
@@ -112,13 +112,13 @@ class TestRecords:
         ],
     )
     def test_unreadable(self, text: str | bytes) -> None:
-        """What is of another version or kind, or makes no sense, is no record."""
+        """A record of another version or kind, or with invalid values, is decoded as None."""
         assert read_record(text) is None
 
 
 class TestOrders:
     def test_round_trip(self) -> None:
-        """All parts of an order arrive."""
+        """An order with all its parts is decoded as it was encoded."""
         changes = [r for r in RECORDS if not isinstance(r, CloseSession)]
         closes = [r for r in RECORDS if isinstance(r, CloseSession)]
         refresh = Refresh(Lineage("t", 4, 1.5), ("a", 1), 2.5, ("a", 0))
@@ -135,20 +135,20 @@ class TestOrders:
 
     @pytest.mark.parametrize("how", [{}, {"held": True}, {"written_back": True}])
     def test_short(self, how: dict[str, bool]) -> None:
-        """Most orders have no more than what they end."""
+        """An order with nothing but what it ends is decoded as it was encoded."""
         order = PublishedOrder((ENDED,), **how)  # type: ignore[arg-type]
         assert read_order(text_of(order)) == order
 
     @pytest.mark.parametrize("more", [",7]", "]7", "] [[],[]]"])
     def test_more(self, more: str) -> None:
-        """An order that says more than is known here isn't carried out by half."""
+        """An order with unknown parts is decoded as None: it isn't carried out in part."""
         refresh = Refresh(Lineage("t", 4, 1.5), ("a", 1), 2.5, ("a", 0))
         text = text_of(PublishedOrder((ENDED,), refresh=refresh))
         assert read_order(text) is not None
         assert read_order(text.removesuffix("]") + more) is None
 
     def test_message(self) -> None:
-        """A message is numbers, its sender, and an order on each line."""
+        """A message has its numbers, its sender, and an order on each line."""
         changes = [r for r in RECORDS if not isinstance(r, CloseSession)]
         orders = [text_of(PublishedOrder((change,))) for change in changes[:4]]
         body = envelope("a/1", orders).encode()
@@ -158,7 +158,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("ends", [False, True])
     def test_row(self, ends: bool) -> None:
-        """Orders that were given in a row are read as they were given, at once or one by one."""
+        """The orders of a row are decoded as they were given, at once or one by one."""
         shape = Shape(ends, "id", Close(4000, 'moved, "house"\t'), 60.5 if ends else 0.0)
         times = [1763740000.1234567 + n for n in range(len(VALUES))]
         cells = [cell_text(at, value) for at, value in zip(times, VALUES, strict=True)]
@@ -177,7 +177,7 @@ class TestOrders:
                 assert order == PublishedOrder((), (close,))
 
     def test_message_of_rows(self) -> None:
-        """Orders keep their order in a message, and the script is told where the rows are."""
+        """A message keeps the sequence of its orders, and the positions of its rows are right."""
         message = Message("a/1")
         closes = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
         ends = Shape(ends=True, kind="label", close=RECONNECT, ttl=9.0)
@@ -194,7 +194,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("ends", [False, True])
     def test_alone(self, ends: bool) -> None:
-        """An order that goes alone is written as if another came with it."""
+        """A single order is encoded as with others, and its record is appended."""
         encoder = Encoder("p", "a/1", lambda record: record)
         shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
         entry = SubjectEntry(shape, 1.5, "x", 0 if ends else 7)
@@ -229,13 +229,13 @@ class TestOrders:
         ],
     )
     def test_unreadable_row(self, line: str) -> None:
-        """A row of another version, or of nonsense, is no row."""
+        """A row of another version, or with invalid values, is decoded as None."""
         assert read_row(line) is None
         assert read_orders(line, "a/1") is None
 
     @pytest.mark.parametrize("ends", [False, True])
     def test_one(self, ends: bool) -> None:
-        """A message with one order is read by what one before it began with, and as that was."""
+        """A message of one order is decoded by the remembered head of an earlier one."""
         encoder, reader = Encoder("p", "a/1", lambda record: record), SingleOrderDecoder()
         shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
 
@@ -259,7 +259,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("ends", [False, True])
     def test_not_one(self, ends: bool) -> None:
-        """Whatever isn't exactly one order that can be read is read by the longer way."""
+        """An order that the fast decoder accepts is decoded as by the general one."""
         rng, reader = random.Random(2), SingleOrderDecoder()
         shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
         row = Row(shape, 0 if ends else 7, [1.5], ["x"])
@@ -281,7 +281,7 @@ class TestOrders:
             )
 
     def test_many_beginnings(self) -> None:
-        """No more is remembered than some for each node."""
+        """The number of remembered heads is bounded."""
         reader, shape = SingleOrderDecoder(), Shape(ends=True, kind="id", close=RECONNECT, ttl=9.0)
         row = Row(shape, 0, [1.5], ["x"])
         line = row_text(shape, 0, [cell_text(1.5, "x")])
@@ -292,11 +292,11 @@ class TestOrders:
 
     @pytest.mark.parametrize("data", [b"", b"x", b"1:\n", b":1\n", b"-1:1\n", b"1\n", b"1:1"])
     def test_no_numbers(self, data: bytes) -> None:
-        """What doesn't begin with numbers isn't ours."""
+        """Data that doesn't begin with numbers is decoded as None."""
         assert read_numbers(data) is None
 
     def test_garbage(self) -> None:
-        """Whatever bytes come, reading raises nothing."""
+        """Decoding arbitrary bytes raises nothing."""
         rng = random.Random(1)
         shape = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
         row = row_text(shape, 3, [cell_text(1.5, value) for value in VALUES])

@@ -1,5 +1,5 @@
 """
-The outbox: what becomes of orders whose batch takes too long, or that Redis refuses to write.
+The outbox: orders that time out, that Redis refuses to record, or that are lost on their way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support import PATIENCE, until
 
 
 class Line:
-    """A connection to a Redis that answers as a test says."""
+    """A fake connection to Redis, whose replies a test decides."""
 
     def __init__(self, answer: Callable[[list[str]], Any]) -> None:
         self.answer = answer
@@ -34,11 +34,11 @@ class Line:
         self.waiting: list[asyncio.Future[Any]] = []
 
     def channel(self, name: str) -> str:
-        """Return the channel that is called so."""
+        """Return the name of a channel."""
         return name
 
     def run(self, script: Script, *args: Any) -> asyncio.Future[Any]:
-        """Take a script; answer with what the test says, or never if it says None."""
+        """Record a run of a script; reply with the test's answer, or never if that is None."""
         count = int(args[0]) - 1
         keys = [str(key).rpartition(":")[2] for key in args[2 : 2 + count]]
         self.batches.append(keys)
@@ -55,7 +55,7 @@ class Line:
 
 
 class Box:
-    """An outbox and its connection."""
+    """An outbox with a fake connection."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class Box:
         self.outbox.link.drop = self.reconnect  # type: ignore[method-assign]
 
     def connect(self) -> None:
-        """Give it a connection."""
+        """Connect the outbox."""
         self.outbox.link.line = self.line  # type: ignore[assignment]
         self.outbox.connected(self.line)  # type: ignore[arg-type]
 
     def reconnect(self, why: str) -> None:
-        """Give it another connection, as after trouble."""
+        """Fail all pending replies and connect again, as after a failure."""
         for future in self.line.waiting:
             if not future.done():
                 future.set_exception(RedisUnavailable(why))
@@ -93,7 +93,7 @@ class Box:
         return sum(body.count(b'"ended"') for body in self.line.bodies)
 
     def put(self, *names: str) -> list[Entry]:
-        """Put orders."""
+        """Put an order for each name, which ends a lineage."""
         changes = [LineageEnded(name, 1.0, carries=False, ttl=60.0) for name in names]
         entries = [Entry(PublishedOrder((change,))) for change in changes]
         for entry in entries:
@@ -101,7 +101,7 @@ class Box:
         return entries
 
     def put_single(self, name: str) -> list[SubjectEntry]:
-        """Put an order about one id that says nothing else."""
+        """Put an order that ends one id and does nothing else."""
         entry = SubjectEntry(Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0), 1.0, name)
         self.outbox.put(entry)
         return [entry]
@@ -109,7 +109,7 @@ class Box:
 
 class TestOutbox:
     async def test_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An order is written in the turn in which it is given."""
+        """An order is sent in the same turn of the event loop in which it is put."""
         box = Box(lambda keys: [], monkeypatch)
         box.connect()
         box.put("x")
@@ -118,7 +118,7 @@ class TestOutbox:
         assert len(box.published) == 1
 
     async def test_in_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Orders that wait for a tick go together; a full batch waits for none."""
+        """Orders that wait for a tick are sent together; a full batch doesn't wait."""
         waits = [0.02]
         box = Box(lambda keys: [], monkeypatch, lambda: waits[0])
         box.connect()
@@ -135,7 +135,7 @@ class TestOutbox:
         assert box.line.batches[-1] == ['"z"']
 
     async def test_poison(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One that takes too long is found by halving, and holds up no other."""
+        """An order that times out is found by halving its batch, and doesn't block the others."""
         poison = '"n13"'
         box = Box(lambda keys: None if poison in keys else [], monkeypatch)
         entries = box.put(*[f"n{n}" for n in range(40)])
@@ -152,7 +152,7 @@ class TestOutbox:
 
     @pytest.mark.parametrize("alone", [False, True])
     async def test_refused(self, monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
-        """What Redis refuses to write is published once, held once, and written later."""
+        """An order that Redis refuses to record is published once, kept, and recorded later."""
         box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
         box.connect()
         entries = box.put_single("x") if alone else box.put("x", "y")
@@ -166,7 +166,7 @@ class TestOutbox:
         assert all(entry.stored for entry in entries)
 
     async def test_refused_with_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What is refused together with what was published before is published, too."""
+        """A new order that is refused together with a published one is published, too."""
         monkeypatch.setattr(module, "MAX_RETRY_DELAY", 3600.0)
         box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
         box.connect()
@@ -182,7 +182,7 @@ class TestOutbox:
         box.outbox.stop()
 
     async def test_published_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """For one who has missed it, what Redis refuses is published once more."""
+        """``publish_again()`` publishes a refused order once more, whatever state it is in."""
         answers: list[Any] = [OutOfMemoryError("command not allowed")]
         box = Box(lambda keys: answers[0], monkeypatch)
         box.connect()
@@ -192,7 +192,7 @@ class TestOutbox:
             if how != "aside":
                 answers[0] = None
                 await until(lambda: box.line.waiting)
-            if how == "published on its way":  # perhaps before somebody began to listen
+            if how == "published on its way":  # perhaps before a node subscribed
                 box.outbox.publish_again()
                 answers[0] = OutOfMemoryError("command not allowed")
                 box.line.waiting.pop().set_exception(answers[0])
@@ -216,7 +216,7 @@ class TestOutbox:
         box.outbox.stop()
 
     async def test_published_again_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What is very much is published again in one go, and not with one try after another."""
+        """``publish_again()`` publishes many refused orders at once, not with one retry each."""
         box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
         box.connect()
         count = 5 * module.BATCH
@@ -224,11 +224,11 @@ class TestOutbox:
         await until(lambda: all(entry.published for entry in entries))
         box.line.bodies.clear()
         box.outbox.publish_again()
-        assert box.told >= count - module.BATCH  # one try may be on its way
+        assert box.told >= count - module.BATCH  # one retry may be in flight
         box.outbox.stop()
 
     async def test_published_again_after_a_cut(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """So is what was refused, and whose connection broke when it was tried again."""
+        """``publish_again()`` also publishes an order whose retry was lost with the connection."""
         answers: list[Any] = [OutOfMemoryError("command not allowed")]
         box = Box(lambda keys: answers[0], monkeypatch)
         box.connect()
@@ -248,7 +248,7 @@ class TestOutbox:
         "error", [ResponseError("BUSY Redis is busy"), BusyLoadingError("Redis is loading")]
     )
     async def test_busy(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What a busy Redis did not take comes again together, and not one by one."""
+        """Orders that a busy Redis rejects are retried together, not one by one."""
         box = Box(lambda keys: error, monkeypatch)
         box.connect()
         entries = [box.put(f"n{n}")[0] for n in range(100)]
@@ -261,7 +261,7 @@ class TestOutbox:
         assert len(box.line.batches) <= tried + 3
 
     async def test_one_after_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What was set aside alone comes again at once when the trouble is over."""
+        """Orders that were set aside alone are retried at once when one of them succeeds."""
         monkeypatch.setattr(module, "MAX_RETRY_DELAY", 3600.0)
         box = Box(lambda keys: ResponseError("ERR whatever"), monkeypatch)
         box.connect()
@@ -271,7 +271,7 @@ class TestOutbox:
         assert await box.outbox.drain(20) == []
 
     async def test_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What can't be written keeps nobody from writing back what was lost."""
+        """``wait_idle()`` doesn't wait for an order that can't be recorded."""
         poison = '"n3"'
         box = Box(lambda keys: None if poison in keys else [], monkeypatch)
         box.connect()
@@ -282,7 +282,7 @@ class TestOutbox:
         box.outbox.stop()
 
     async def test_idle_while_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """While Redis refuses to write, what was lost isn't written again: it would pile up."""
+        """``wait_idle()`` waits while Redis refuses writes: rewritten records would pile up."""
         box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
         box.connect()
         box.put("x")
@@ -294,7 +294,7 @@ class TestOutbox:
 
     @pytest.mark.parametrize("order", ["before the others", "behind one"])
     async def test_alone_after_a_cut(self, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
-        """What takes too long is sent alone, also when the connection was made anew."""
+        """An order that timed out is sent alone, also after a reconnect."""
         poison, first = '"n1"', order == "before the others"
         box = Box(lambda keys: None if poison in keys else [], monkeypatch)
         box.connect()
@@ -317,7 +317,7 @@ class TestOutbox:
         box.outbox.stop()
 
     async def test_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A batch is given up only if Redis has done nothing else meanwhile."""
+        """The timeout of a batch starts anew when Redis replies to another one."""
         loop, ahead = asyncio.get_running_loop(), 0.0
         real, dropped = loop.time, list[str]()
         box = Box(lambda keys: None, monkeypatch)
@@ -339,7 +339,7 @@ class TestOutbox:
         box.outbox.stop()
 
     async def test_stall(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """After a stall of this process the answer is perhaps there, and not read yet."""
+        """A stall of this process times out no batch: its reply may be there, but not read yet."""
         loop, ahead = asyncio.get_running_loop(), 0.0
         real, dropped = loop.time, list[str]()
         box = Box(lambda keys: None, monkeypatch)
@@ -356,7 +356,7 @@ class TestOutbox:
         assert not dropped
 
     async def test_answered_too_late(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An answer that comes in the turn in which the connection is given up counts no more."""
+        """A reply in the turn that drops the connection is ignored; the order is sent again."""
         box, failures = Box(lambda keys: None, monkeypatch), list[Any]()
         asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what))
         box.connect()
@@ -371,7 +371,7 @@ class TestOutbox:
         assert not failures
 
     async def test_in_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Redis 6.2 puts the word of a refusal behind the place in the script."""
+        """A refusal of Redis 6.2, with its code word behind the position, is recognized."""
         error = ResponseError("Error running script (call to f_1): @user_script:9: -MISCONF Disk")
         box = Box(lambda keys: error, monkeypatch)
         box.connect()
@@ -380,7 +380,7 @@ class TestOutbox:
         box.outbox.stop()
 
     async def test_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What was on its way when the connection broke is sent again, in its order."""
+        """Orders that were in flight when the connection broke are sent again, in their order."""
         box = Box(lambda keys: None, monkeypatch)
         box.connect()
         entries = box.put("a", "b", "c")
@@ -392,7 +392,7 @@ class TestOutbox:
         assert [key for keys in box.line.batches[2:] for key in keys] == ['"a"', '"b"', '"c"']
 
     async def test_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """More than it holds are lost from the front, with an error."""
+        """Beyond its limit the outbox drops the oldest orders."""
         monkeypatch.setattr(module, "DEPTH", 3)
         box = Box(lambda keys: [], monkeypatch)
         box.put("a", "b", "c", "d")

@@ -1,5 +1,5 @@
 """
-When an order may be sent.
+Pacing: when an order may be sent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def clock(seconds: Seconds) -> RedisClock:
 def test_in_step(
     seconds: Seconds, clock: RedisClock, nodes: int, messages: int, in_step: bool
 ) -> None:
-    """Nodes keep in step where Redis delivers many messages to many nodes."""
+    """Orders wait for ticks if Redis delivers many messages to many nodes."""
     pace = Pace(clock, seconds)
     assert pace.wait() == 0.0
     for _ in range(3 * messages):
@@ -41,7 +41,7 @@ def test_in_step(
 
 
 def test_ticks(seconds: Seconds, clock: RedisClock) -> None:
-    """All wait for the same ticks of the shared clock, for one at most; nobody once it is calm."""
+    """Orders wait for the next tick of the shared clock, until the load is low again."""
     pace = Pace(clock, seconds)
     pace.count()
     seconds.now += 1.0
@@ -59,7 +59,7 @@ def test_ticks(seconds: Seconds, clock: RedisClock) -> None:
 
 
 def test_unknown_clock(seconds: Seconds) -> None:
-    """Nobody waits by a clock that isn't known."""
+    """Orders wait for no tick while the shared clock isn't known."""
     pace = Pace(RedisClock(wall=seconds, monotonic=seconds), seconds)
     pace.count()
     seconds.now += 1.0

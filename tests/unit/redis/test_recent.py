@@ -1,5 +1,5 @@
 """
-Which numbers were heard, what was heard lately, and which orders were carried out.
+The numbers that were received, the recent messages, and the orders that were carried out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from aiohttp_session_ws.redis.rows import Shape, cell_text, row_text
 
 class TestReceivedNumbers:
     def test_in_order(self) -> None:
-        """Numbers that follow each other leave nothing missing."""
+        """Consecutive numbers leave nothing missing."""
         numbers = ReceivedNumbers()
         assert numbers.receive(1, 1)
         assert numbers.receive(2, 500)
         assert (numbers.last, numbers.missing) == (500, [])
 
     def test_gap(self) -> None:
-        """Those that are left out are missing, until they are found."""
+        """Numbers that are skipped are missing until they are found."""
         numbers = ReceivedNumbers()
         assert not numbers.receive(10, 12)
         assert numbers.missing == [(1, 9)]
@@ -35,7 +35,7 @@ class TestReceivedNumbers:
         assert not numbers.missing
 
     def test_backwards(self) -> None:
-        """A number that was heard before is doubtful: Redis counts from another start."""
+        """A number received twice is reported: Redis may count from another start."""
         numbers = ReceivedNumbers()
         numbers.receive(1, 100)
         assert not numbers.receive(5, 5)
@@ -43,21 +43,21 @@ class TestReceivedNumbers:
         assert (numbers.last, numbers.missing) == (7, [(1, 7)])
 
     def test_rewind(self) -> None:
-        """What another server got last is read again."""
+        """``rewind()`` marks received numbers as missing that another server may have reused."""
         numbers = ReceivedNumbers()
         numbers.receive(1, 100)
         numbers.rewind(90, 95)
         assert (numbers.last, numbers.missing) == (95, [(91, 95)])
 
     def test_rewind_forward(self) -> None:
-        """What wasn't heard before is missing still, though both servers have it."""
+        """``rewind()`` beyond the last number marks all those between as missing, too."""
         numbers = ReceivedNumbers()
         numbers.receive(1, 100)
         numbers.rewind(103, 105)
         assert (numbers.last, numbers.missing) == (105, [(101, 105)])
 
     def test_random(self) -> None:
-        """In whatever order they come, what is missing is what has not come."""
+        """In whatever order numbers come, exactly those that have not come are missing."""
         rng = random.Random(3)
         for _ in range(300):
             numbers, heard, last = ReceivedNumbers(), set[int](), 0
@@ -77,7 +77,7 @@ class TestReceivedNumbers:
 
 class TestRecentOrders:
     def test_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The oldest messages go when they are too many or too old."""
+        """The oldest messages are dropped when they are too large in total, or too old."""
         monkeypatch.setattr(recent, "LARGEST", 10)
         now = [0.0]
         orders = RecentOrders(lambda: now[0])
@@ -90,14 +90,14 @@ class TestRecentOrders:
         assert len(orders) == 1
 
     def test_of(self) -> None:
-        """Those of some senders are found, the oldest first."""
+        """``of()`` returns the messages of the chosen senders, the oldest first."""
         orders = RecentOrders()
         for n, sender in enumerate("abab"):
             orders.add(sender, str(n).encode())
         assert list(orders.of(lambda sender: sender == "b")) == [b"1", b"3"]
 
     def test_written_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What Redis had lost is kept for minutes, what came with something else for an hour."""
+        """A message that only writes records again is dropped after minutes, before all others."""
         shape = Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0)
         genuine = row_text(shape, 0, [cell_text(1.0, (("x",), (), 2))])
         order = PublishedOrder((), written_back=True)
@@ -124,7 +124,7 @@ class TestRecentOrders:
 
 class TestSeenOrders:
     def test_once(self) -> None:
-        """An order is new once, and one's own never."""
+        """An order of another node is new once, an order of this node never."""
         seen = SeenOrders("a/1")
         number = seen.new()
         assert number.startswith("a/1/")
@@ -136,7 +136,7 @@ class TestSeenOrders:
         assert not seen.has("b/1/2")
 
     def test_row(self) -> None:
-        """Of a row it is told which had come before, over the bounds of blocks too."""
+        """``add_row()`` returns which orders of a row were seen before, also across blocks."""
         seen = SeenOrders("a/1")
         assert seen.add_row("b", 10, 3000) == set()
         assert seen.add_row("b", 0, 12) == {10, 11}
@@ -147,14 +147,14 @@ class TestSeenOrders:
 
     @pytest.mark.parametrize("number", ["", "x", "a/x", "a/-1", "a/\u0663", "a/" + "9" * 30])
     def test_foreign(self, number: str) -> None:
-        """A number of another version is known by its text."""
+        """An order whose number has the format of another version is new once, too."""
         seen = SeenOrders("a/1")
         assert seen.add(number)
         assert seen.has(number)
         assert not seen.add(number)
 
     def test_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The oldest are forgotten when they are too many or too old."""
+        """The oldest orders are forgotten when they are too many or too old."""
         monkeypatch.setattr(recent, "MOST", 3)
         now = [0.0]
         seen = SeenOrders("a", lambda: now[0])

@@ -1,5 +1,5 @@
 """
-The scripts in Redis: they merge records as the memory of a node does, and number them.
+The Lua scripts: they merge records as a node does in memory, and number them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KINDS: tuple[Kind, ...] = ("id", "id", "identity")
 
 
 class Scripts:
-    """Redis, with our scripts."""
+    """Runs the scripts in Redis."""
 
     def __init__(self, client: Redis) -> None:
         self.client = client
@@ -49,7 +49,7 @@ class Scripts:
         return await self.client.eval(script.text, *args)
 
     async def write(self, *entries: AnyEntry) -> Any:
-        """Write entries; return what Redis knew more."""
+        """Write entries; return the merged records where Redis knew more."""
         args = self.encoder.arguments(entries, "orders")
         assert args is not None
         return await self.run(WRITE, *args)
@@ -66,7 +66,7 @@ class Scripts:
         since: float,
         deadline: float = math.inf,
     ) -> Any:
-        """End others, if a session is alive."""
+        """End other sessions, if the given one is alive."""
         changes = (SubjectEnded(Subject("identity", "ann"), 50.0, 60.0),)
         args = self.encoder.end_others_arguments(
             changes, "orders", lineage, subjects, since, 30.0, deadline
@@ -74,12 +74,12 @@ class Scripts:
         return await self.run(END_OTHERS, *args)
 
     async def beat(self, node: str = "a/1", *, serves: bool = True) -> list[bytes]:
-        """Give a sign of life."""
+        """Send a heartbeat."""
         answer: list[bytes] = await self.run(HEARTBEAT, 1, TAG, node, str(int(serves)), "epoch")
         return answer
 
     async def find(self, first: int, last: int, most: int = 100) -> tuple[int, set[bytes]]:
-        """Return up to which number records were found, and their keys."""
+        """Return the number that the search reached, and the keys that it found."""
         reached, _, *found = await self.run(FIND, 1, TAG, first, last, most)
         return int(float(reached)), set(found[::2])
 
@@ -94,7 +94,7 @@ async def redis(redis_port: int) -> AsyncIterator[Scripts]:
 
 
 def change(rng: random.Random) -> Change:
-    """Make up a change of one of a few lineages and ids."""
+    """Return a random change of one of a few lineages and ids."""
     token, at = f"t{rng.randrange(3)}", 1000 + rng.randrange(6) + 0.25
     ttl = 100.0 + rng.randrange(3)
     match rng.randrange(5):
@@ -111,7 +111,7 @@ def change(rng: random.Random) -> Change:
 
 
 def single(rng: random.Random) -> SubjectEntry:
-    """Make up an order about one of a few subjects that says nothing else."""
+    """Return a random order that ends one of a few subjects, or closes its sockets."""
     ends, kinds = rng.random() < 0.7, KINDS
     shape = Shape(ends, rng.choice(kinds), RECONNECT, 100.0 + rng.randrange(3) if ends else 0.0)
     at = 1000 + rng.randrange(6) + 0.25
@@ -119,12 +119,12 @@ def single(rng: random.Random) -> SubjectEntry:
 
 
 def entry(*changes: Change) -> Entry:
-    """Return records as they wait to be written."""
+    """Return an entry of the outbox with some records."""
     return Entry(PublishedOrder(changes))
 
 
 def essence(record: Record | None) -> Any:
-    """Return a record without what Redis keeps by a TTL of the key."""
+    """Return a record without the fields that Redis keeps as the TTL of its key."""
     match record:
         case LineageEnded(token, at, carries):
             return token, at, carries
@@ -135,7 +135,7 @@ def essence(record: Record | None) -> Any:
 
 class TestMerge:
     async def test_as_in_memory(self, redis: Scripts) -> None:
-        """In whatever order they come, Redis and memory end up with the same."""
+        """Redis merges a random sequence of changes to the same records as memory."""
         rng = random.Random(11)
         for _ in range(60):
             await redis.client.flushdb()
@@ -151,7 +151,7 @@ class TestMerge:
                 assert essence(read_record(text)) == essence(record)
 
     async def test_known(self, redis: Scripts) -> None:
-        """Who writes less than is known is told of it."""
+        """Writing less than Redis knows returns the merged record; writing the same, nothing."""
         ended = LineageEnded("t", 5.0, carries=False, ttl=60.0)
         await redis.write(entry(ended))
         renewed = LineageRenewed("t", 1, 0, 6.0, True, seen=False, ttl=60.0)
@@ -160,7 +160,7 @@ class TestMerge:
         assert await redis.write(entry(ended)) == []
 
     async def test_rows(self, redis: Scripts) -> None:
-        """What is sent in a row is recorded as if it came one by one, and so is what was known."""
+        """Orders in rows lead to the same records and the same reply as orders in full."""
         rng = random.Random(12)
         for _ in range(40):
             orders = [single(rng) for _ in range(rng.randrange(1, 12))]
@@ -176,7 +176,7 @@ class TestMerge:
 
     @pytest.mark.parametrize("state", ["new", "list", "word", "thousandth"])
     async def test_alone(self, redis: Scripts, state: str) -> None:
-        """An order that goes alone is recorded, numbered and filed as any, whatever is there."""
+        """A single order is recorded, numbered and filed as in full, whatever Redis contains."""
         rng = random.Random(state)
         for _ in range(20):
             orders, before = [single(rng) for _ in range(6)], entry(change(rng))
@@ -209,7 +209,7 @@ class TestMerge:
 
     @pytest.mark.parametrize("ends", [False, True])
     async def test_alone_refused(self, redis: Scripts, ends: bool) -> None:
-        """An order that goes alone, and can't be recorded, is published without a number."""
+        """A single order that can't be recorded is published without a number."""
         shape = Shape(ends=ends, kind="id", close=RECONNECT, ttl=60.0)
         await redis.client.set(f"{TAG}seq", "foreign")
         async with redis.client.pubsub() as pubsub:
@@ -220,7 +220,7 @@ class TestMerge:
 
     @pytest.mark.parametrize("way", ["alone", "row", "full"])
     async def test_a_close_order_that_comes_late(self, redis: Scripts, way: str) -> None:
-        """The later of two close orders stays; the other one has a number all the same."""
+        """A close order that arrives after a later one doesn't replace it, but has a number."""
         shape = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
         await redis.write(SubjectEntry(shape, 9.0, "x", 1))
         late = SubjectEntry(shape, 5.0, "x", 2)
@@ -237,7 +237,7 @@ class TestMerge:
         assert await redis.client.get(TAG + "seq") == (b"3" if way == "row" else b"2")
 
     async def test_row_over_others(self, redis: Scripts) -> None:
-        """A foreign value under a key stops no row."""
+        """Values of another type under its keys don't stop a row."""
         for key in ('end:id:"x"', 'of:"x"', 'close:id:"x"'):
             await redis.client.lpush(TAG + key, "foreign")
         await redis.write(
@@ -248,7 +248,7 @@ class TestMerge:
             assert read_record(await redis.client.get(TAG + key) or b"") is not None
 
     async def test_other_version(self, redis: Scripts) -> None:
-        """A record of another version is overwritten by an end, and by nothing else."""
+        """A record of another version is overwritten by an end, but not by a renewal."""
         await redis.client.set(TAG + 'lineage:"t"', "[2,true]")
         renewed = LineageRenewed("t", 1, 0, 6.0, True, seen=False, ttl=60.0)
         await redis.write(entry(renewed))
@@ -262,7 +262,7 @@ class TestMerge:
 
 class TestPublish:
     async def test_numbers(self, redis: Scripts) -> None:
-        """Each record has a number, and is published under it."""
+        """Each record gets a number, and is published with it."""
         async with redis.client.pubsub() as pubsub:
             await pubsub.subscribe("orders")
             subject = Subject("id", "x")
@@ -289,7 +289,7 @@ class TestPublish:
         assert keys == {b'{p}:end:id:"x"', b'{p}:close:id:"x"', b'{p}:lineage:"t"'}
 
     async def test_derived(self, redis: Scripts) -> None:
-        """What Redis finds out itself is published, too."""
+        """A record that Redis itself derives from others is published, too."""
         await redis.write(entry(IdNote("x", "t", 3.0, 60.0)))
         async with redis.client.pubsub() as pubsub:
             await pubsub.subscribe("orders")
@@ -307,7 +307,7 @@ class TestPublish:
         assert order.changes == (LineageEnded("t", 5.0, carries=False, ttl=60.0),)
 
     async def test_many(self, redis: Scripts) -> None:
-        """An order may have more records than Lua can pass at once."""
+        """An order may have more records than Lua can pass to a command at once."""
         changes = [LineageEnded(f"t{n}", 1.0, carries=False, ttl=60.0) for n in range(5000)]
         await redis.write(entry(*changes))
         assert await redis.client.get("{p}:seq") == b"5000"
@@ -329,7 +329,7 @@ class TestEndOthers:
     SUBJECTS = (Subject("id", "x"), Subject("identity", "ann"), Subject("label", "phone"))
 
     async def test_alive(self, redis: Scripts) -> None:
-        """A session of which nothing is recorded may end the others, once."""
+        """A session without any records may end the others, once."""
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 1
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
 
@@ -345,7 +345,7 @@ class TestEndOthers:
         ],
     )
     async def test_over(self, redis: Scripts, record: Change) -> None:
-        """One that has ended or was replaced ends nothing."""
+        """A session that has ended or was replaced doesn't end the others."""
         await redis.write(entry(record))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
         ended = await redis.client.get('{p}:end:identity:"ann"')
@@ -362,30 +362,30 @@ class TestEndOthers:
         ],
     )
     async def test_lives(self, redis: Scripts, record: Change) -> None:
-        """The newest generation, and what began after an end, is alive."""
+        """A session that is the newest generation, or began after an end, may end the others."""
         await redis.write(entry(record))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 1
 
     async def test_since(self, redis: Scripts) -> None:
-        """A log-in of the same request is ended by what came since it arrived only."""
+        """Only an end of the identity after the request's arrival concerns the session."""
         await redis.write(entry(SubjectEnded(Subject("identity", "ann"), 15.0, 60.0)))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
         assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 1
 
     @pytest.mark.parametrize("subject", [Subject("id", "x"), Subject("label", "phone")])
     async def test_since_it_began(self, redis: Scripts, subject: Subject) -> None:
-        """But its id and labels are those that it came with."""
+        """An end of the id or a label concerns the session even before the request's arrival."""
         await redis.write(entry(SubjectEnded(subject, 15.0, 60.0)))
         assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 0
 
     async def test_too_late(self, redis: Scripts) -> None:
-        """Once nobody waits for it any more, nothing is ended."""
+        """After the deadline nothing is ended."""
         seconds, _ = await redis.client.time()
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0, seconds) == 0
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0, seconds + 3600.0) == 1
 
     async def test_refused(self, redis: Scripts) -> None:
-        """What can't be recorded isn't published either: it is refused."""
+        """An order that can't be recorded raises an error, and isn't published."""
         await redis.client.set(f"{TAG}seq", "foreign")
         async with redis.client.pubsub() as pubsub:
             await pubsub.subscribe("orders")
@@ -397,7 +397,7 @@ class TestEndOthers:
 
 class TestHeartbeat:
     async def test_members(self, redis: Scripts) -> None:
-        """The list of members has a new version whenever somebody comes or goes."""
+        """The list of members has a new version whenever a node joins or leaves."""
         versions = [(await redis.beat())[4]]
         versions.append((await redis.beat())[4])
         versions.append((await redis.beat("b/1"))[4])
@@ -419,7 +419,7 @@ class TestHeartbeat:
         assert before[3] == after[3] != b""
 
     async def test_trimmed(self, redis: Scripts) -> None:
-        """What was recorded long ago can't be found by its number any more, which is told."""
+        """A record from long ago can't be found by its number any more, which is reported."""
         for n in range(5):
             await redis.write(entry(LineageEnded(f"t{n}", 1.0, carries=False, ttl=60.0)))
         await redis.beat()
@@ -434,7 +434,7 @@ class TestHeartbeat:
 
     @pytest.mark.parametrize("batch", [1, 5])
     async def test_counted_anew(self, redis: Scripts, batch: int) -> None:
-        """Where only the last number was lost, no record is found by what numbers were before."""
+        """If only the last number was lost, new numbers find no records that had them before."""
         for n in range(30):
             await redis.write(SubjectEntry(Shape(True, "id", RECONNECT, 60.0), 1.0, f"old {n}"))
         await redis.beat()
@@ -447,7 +447,7 @@ class TestHeartbeat:
             await redis.write(*new[n : n + batch])
         found: set[bytes] = set()
         first = 1
-        while first <= 25:  # a few at a time
+        while first <= 25:  # a few records at a time
             reached, keys = await redis.find(first, 25, 3)
             first, found = reached + 1, found | keys
         assert found == {f'{{p}}:end:id:"new {n}"'.encode() for n in range(25)}
@@ -455,19 +455,19 @@ class TestHeartbeat:
         assert await redis.client.zcard("{p}:marks") == 0
 
     async def test_ttl(self, redis: Scripts) -> None:
-        """Nodes are told the longest time that any of them needs ends, while it may be needed."""
+        """A heartbeat returns the longest TTL of any node, until that expires."""
         told = []
         for own in (0, 500, 900, 500, 0):
             answer: Any = await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", "", own)
             told.append(int(answer[7]))
             await redis.client.expire("{p}:ttl", 7)
         assert told == [0, 500, 900, 900, 900]
-        assert await redis.client.ttl("{p}:ttl") <= 7  # nobody who needs it gives a sign of life
+        assert await redis.client.ttl("{p}:ttl") <= 7  # no node that needs it sends heartbeats
         assert int((await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", "", 900))[7]) == 900
         assert await redis.client.ttl("{p}:ttl") > 7
 
     async def test_ttl_unreadable(self, redis: Scripts) -> None:
-        """What isn't ours is replaced."""
+        """An invalid value under the key of the TTL is replaced."""
         for make in (redis.client.set, redis.client.lpush):
             await redis.client.delete("{p}:ttl")
             await make("{p}:ttl", "x")
@@ -476,7 +476,7 @@ class TestHeartbeat:
             assert (answer[5], answer[7]) == (b"", b"500")
 
     async def test_clock_ahead(self, redis: Scripts) -> None:
-        """What a node tells of a clock that was set back counts for all, and is never less."""
+        """The largest difference that a node has reported after a set-back counts for all."""
         times = []
         for ahead in ("0.000000", "70.500000", "3.000000", ""):
             answer: Any = await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", ahead)
@@ -489,7 +489,7 @@ class TestHeartbeat:
         ("ahead", "untold"), [("0.000000", 0.0), ("", scripts.MAX_CLOCK_ADVANCE)]
     )
     async def test_clock_goes_on(self, redis: Scripts, ahead: str, untold: float) -> None:
-        """The time never runs back, also where nobody is left who tells by how much."""
+        """The time never runs back, even if no node is left that reports the difference."""
         last = float((await redis.beat())[0]) + 500.0
         await redis.client.set("{p}:clock", f"0.000000 {last:.6f}")
         answer: Any = await redis.run(HEARTBEAT, 1, TAG, "b/1", "1", "epoch", ahead)
@@ -497,7 +497,7 @@ class TestHeartbeat:
         assert float((await redis.beat())[0]) > float(answer[0])
 
     async def test_clock_unreadable(self, redis: Scripts) -> None:
-        """What isn't ours is replaced."""
+        """An invalid value under the key of the clock is replaced."""
         for make in (redis.client.set, redis.client.lpush):
             await redis.client.delete("{p}:clock")
             await make("{p}:clock", "x")

@@ -1,5 +1,5 @@
 """
-The transport of a connection that redis-py has made.
+Reading and writing on the transport of a connection that redis-py has opened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support import PATIENCE, until
 
 
 class Wired:
-    """A wire, and what has come over it."""
+    """A wire, and the replies that it has received."""
 
     def __init__(self, connection: Connection) -> None:
         self.replies: list[Any] = []
@@ -28,12 +28,12 @@ class Wired:
         self.wire = Wire(connection, self.take)
 
     def take(self, reply: Any) -> Any:
-        """Keep a reply; wait for the event if there is one."""
+        """Record a reply; return a wait for the event if there is one."""
         self.replies.append(reply)
         return None if self.wait_for is None else self.wait_for.wait()
 
     async def receive(self, count: int) -> list[Any]:
-        """Return so many replies."""
+        """Wait for this many replies, and return all."""
         await until(lambda: len(self.replies) >= count)
         return self.replies
 
@@ -47,7 +47,7 @@ async def wired(redis_port: int) -> AsyncIterator[Wired]:
 
 
 async def test_private_name(redis_port: int) -> None:
-    """redis-py keeps the stream of a connection under the private name that we take it by."""
+    """redis-py has the private name that leads to the transport until the connection closes."""
     async with Redis(port=redis_port) as client:
         connection = await connect(client, "p")
         assert isinstance(transport_of(connection), asyncio.Transport)
@@ -57,7 +57,7 @@ async def test_private_name(redis_port: int) -> None:
 
 
 async def test_replies(wired: Wired) -> None:
-    """Replies come in the order of the commands; an error is one, of redis-py's class."""
+    """Replies arrive in the order of the commands; an error reply is an exception of redis-py."""
     wired.wire.send("ECHO", "one")
     wired.wire.send("NONSENSE")
     wired.wire.send("ECHO", b"x" * 100_000)
@@ -69,7 +69,7 @@ async def test_replies(wired: Wired) -> None:
 
 
 async def test_waits(wired: Wired) -> None:
-    """What has to be waited for holds up what comes behind it, and nobody else."""
+    """While a reply is waited for, the wire is paused, and later replies are handled after it."""
     wired.wait_for = asyncio.Event()
     wired.wire.send("ECHO", "one")
     await wired.receive(1)
@@ -84,7 +84,7 @@ async def test_waits(wired: Wired) -> None:
 
 
 async def test_turns(wired: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others have their turn between the replies of a burst."""
+    """Other callbacks of the event loop run between the replies of a burst."""
     monkeypatch.setattr(module, "TURN", 0.0)
     turns: list[int] = []
 
@@ -102,7 +102,7 @@ async def test_turns(wired: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionResetError(), None])
 async def test_broken(wired: Wired, error: Exception | None) -> None:
-    """A connection that the system finds dead is one, whatever the error is called."""
+    """A lost connection ends the wire with an error, and sending afterwards raises nothing."""
     wired.transport.get_protocol().connection_lost(error)
     with pytest.raises((OSError, RedisConnectionError)):
         await asyncio.wait_for(wired.wire.ended, PATIENCE)
@@ -110,14 +110,14 @@ async def test_broken(wired: Wired, error: Exception | None) -> None:
 
 
 async def test_nonsense(wired: Wired) -> None:
-    """What isn't Redis' protocol ends it."""
+    """Data that isn't Redis' protocol ends the wire with a connection error."""
     wired.wire.data_received(b"?nonsense\r\n")
     with pytest.raises(RedisConnectionError):
         await wired.wire.ended
 
 
 async def test_taker_fails(wired: Wired) -> None:
-    """If whoever takes replies fails, that is the reason of its end."""
+    """An error of the callback for replies ends the wire with that error."""
     wired.replies = None  # type: ignore[assignment]
     wired.wire.send("PING")
     with pytest.raises(AttributeError):
