@@ -122,7 +122,7 @@ class TestRedisClock:
 
     def test_unknown(self) -> None:
         """
-        Until the clock is known, beginnings are at 0 and ends are pending, to be resolved later.
+        Until the clock is known, beginnings are at 0, and ends are pending and resolved later.
         """
         times = Times(skew=-600.0)
         assert times.clock.begin_time() == 0.0

@@ -11,14 +11,14 @@ from tests.support.seconds import Seconds
 
 
 class Clocks:
-    """Both clocks of a machine."""
+    """The wall clock and the monotonic clock of a machine."""
 
     def __init__(self) -> None:
         self.wall, self.monotonic = Seconds(1_900_000_000.0), Seconds()
         self.clock = Clock(wall=self.wall, monotonic=self.monotonic)
 
     def tick(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance both clocks."""
         self.wall.now += seconds
         self.monotonic.now += seconds
 
@@ -29,7 +29,7 @@ def clocks() -> Clocks:
 
 
 def test_is_the_wall_clock(clocks: Clocks) -> None:
-    """What begins is dated by the wall clock."""
+    """The beginning of a lineage is dated by the wall clock."""
     clocks.tick(10)
 
     assert clocks.clock.now() == clocks.wall.now
@@ -37,7 +37,7 @@ def test_is_the_wall_clock(clocks: Clocks) -> None:
 
 
 def test_strictly_increasing(clocks: Clocks) -> None:
-    """What began before an end is earlier, what begins after it is later, on any clock."""
+    """An end is later than every beginning before it, and earlier than any after it."""
     begun = clocks.clock.begin_time()
     ended = clocks.clock.end_time()
     again = clocks.clock.begin_time()
@@ -46,7 +46,7 @@ def test_strictly_increasing(clocks: Clocks) -> None:
 
 
 def test_set_back(clocks: Clocks) -> None:
-    """A wall clock that is set back ends nobody for good: ours goes on."""
+    """When the wall clock is set back, new lineages still begin after the ends so far."""
     ended = clocks.clock.end_time()
     clocks.wall.now -= 3600
     clocks.tick(1)
@@ -64,7 +64,7 @@ def test_set_forward(clocks: Clocks) -> None:
 
 
 def test_set_back_again(clocks: Clocks) -> None:
-    """A clock that was wrong for a while doesn't stop ours."""
+    """When the wall clock is set forward and back again, time still advances."""
     clocks.wall.now += 3600
     first = clocks.clock.begin_time()
     clocks.wall.now -= 3600
@@ -74,7 +74,7 @@ def test_set_back_again(clocks: Clocks) -> None:
 
 
 def test_start_after(clocks: Clocks) -> None:
-    """It goes on from what an earlier process has seen."""
+    """A clock continues from the last time of an earlier process."""
     last = clocks.clock.now() + 60
     clocks.clock.start_after(last)
 

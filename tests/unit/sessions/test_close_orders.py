@@ -26,7 +26,7 @@ def test_no_order() -> None:
 
 @pytest.mark.parametrize(("started", "missed"), [(99.0, True), (100.0, True), (100.1, False)])
 def test_order(started: float, missed: bool) -> None:
-    """An order concerns the handshakes that began before it, or with it."""
+    """An order concerns handshakes of its subject that began no later than the order."""
     orders = CloseOrders()
     orders.add(session("a"), 100.0)
 
@@ -36,7 +36,7 @@ def test_order(started: float, missed: bool) -> None:
 
 
 def test_equal_ids() -> None:
-    """An order to an id is one to all that equal it."""
+    """An order to an id concerns all ids that are equal to it."""
     orders = CloseOrders()
     orders.add(session(1), 100.0)
 
@@ -44,7 +44,7 @@ def test_equal_ids() -> None:
 
 
 def test_the_last_order_counts() -> None:
-    """A second order concerns the handshakes since the first."""
+    """A second order concerns the handshakes that began after the first."""
     orders = CloseOrders()
     orders.add(session("a"), 100.0)
     orders.add(session("a"), 110.0)
@@ -54,7 +54,7 @@ def test_the_last_order_counts() -> None:
 
 @pytest.mark.parametrize("many", [False, True])
 def test_an_order_that_comes_late(many: bool) -> None:
-    """One that another node gave earlier takes nothing back of a later one."""
+    """An order that arrives after a later one doesn't replace it."""
     orders = CloseOrders()
     orders.add(session("a"), 110.0)
     if many:
@@ -68,7 +68,7 @@ def test_an_order_that_comes_late(many: bool) -> None:
 
 
 def test_many() -> None:
-    """Of many that are noted at once each counts from its own time."""
+    """Of many orders that are added at once, each counts from its own time."""
     orders = CloseOrders()
     orders.add_many("identity", ["a", "b"], [100.0, 110.0])
 
@@ -79,7 +79,7 @@ def test_many() -> None:
 
 
 def test_all() -> None:
-    """An order to all concerns ids that nobody has heard of; the later of both counts."""
+    """An order to all concerns every id; of that and an order to an id, the later one counts."""
     orders = CloseOrders()
     orders.add(session("a"), 100.0)
     orders.add_all(90.0)
@@ -93,7 +93,7 @@ def test_all() -> None:
 
 @pytest.mark.parametrize(("seconds", "missed"), [(59.9, False), (60.0, True), (3600.0, True)])
 def test_old_handshake(seconds: float, missed: bool) -> None:
-    """A handshake may have missed an order that has been forgotten since."""
+    """A handshake at or beyond the age limit counts as having missed an order."""
     assert HANDSHAKE_LIMIT == 60.0
     assert CloseOrders().missed(session("a"), 100.0, 100.0 + seconds) is missed
 
@@ -106,7 +106,7 @@ def test_old_handshake(seconds: float, missed: bool) -> None:
 def test_forgets_nothing_that_matters(
     waits: list[tuple[str, float]], session_ws_id: str, age: float
 ) -> None:
-    """Every handshake younger than the limit is told of an order since it began."""
+    """A handshake younger than the limit has missed exactly the orders since it began."""
     orders, now, last = CloseOrders(), 0.0, {"a": -math.inf, "b": -math.inf, "c": -math.inf}
     for ordered, seconds in waits:
         now += seconds

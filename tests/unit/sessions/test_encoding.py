@@ -1,5 +1,5 @@
 """
-Ids, identities and labels as JSON.
+The encoding of ids, identities and labels as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Role(enum.StrEnum):
     "subject", ["ann", "", "\ud800 é \x00", 7, -(2**70), ("shop", 7), (), ((), ("a", (1,)))]
 )
 def test_round_trip(subject: Hashable) -> None:
-    """What was encoded is decoded, with tuples as tuples, and the text is ASCII."""
+    """A value is decoded as it was encoded, tuples included, and the text is ASCII."""
     text = encode(subject)
 
     assert decode(text) == subject
@@ -29,7 +29,7 @@ def test_round_trip(subject: Hashable) -> None:
 
 
 def test_subject() -> None:
-    """A subject is a pair, and a label's value another."""
+    """A label, whose value is a pair in a pair, is decoded as it was encoded."""
     label = Subject("label", ("sid", "x"))
 
     assert Subject(*decode(encode(label))) == label  # type: ignore[misc]
@@ -37,13 +37,13 @@ def test_subject() -> None:
 
 @pytest.mark.parametrize(("one", "other"), [(True, 1), (Role.ADMIN, "admin"), ((True,), (1,))])
 def test_equal_subjects_are_one(one: Hashable, other: Hashable) -> None:
-    """What is equal in Python has the same text."""
+    """Values that are equal in Python have the same text."""
     assert encode(one) == encode(other)
 
 
 @pytest.mark.parametrize("subject", [None, 1.5, b"x", frozenset("x"), ("x", None), object()])
 def test_anything_else(subject: Hashable) -> None:
-    """The error names the type."""
+    """A value that can't be encoded raises a TypeError that names the type."""
     part = subject[1] if isinstance(subject, tuple) else subject
     with pytest.raises(TypeError, match=rf"a {type(part).__name__} can't .* str, int or tuples"):
         encode(subject)
@@ -51,6 +51,6 @@ def test_anything_else(subject: Hashable) -> None:
 
 @pytest.mark.parametrize("text", ["null", "1.5", '{"a":1}', "[null]", "nonsense"])
 def test_foreign_text(text: str) -> None:
-    """What wasn't encoded here isn't decoded."""
+    """A text that ``encode()`` doesn't produce raises a ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011 - json has words of its own
         decode(text)

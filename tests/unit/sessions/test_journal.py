@@ -1,5 +1,5 @@
 """
-The journal: what was answered is on disk, whatever becomes of the process or of the disk.
+The journal: acknowledged records survive the end of the process and failures of the disk.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.support import PATIENCE, until
 ROOT = Path(__file__).parents[3]
 DAY = 86_400.0
 
-#: What processes have in common.
+#: The common beginning of child processes.
 CHILD = """
 import asyncio, resource, sys
 from aiohttp_session_ws.sessions.journal import Journal
@@ -51,7 +51,7 @@ async def main(path):
     await journal.start()
     print("started", flush=True)
 """
-#: Write for ever, and say what is on disk.
+#: Write forever, and print the number of each end that is on disk.
 WRITER = """
     number = 0
     while await journal.append([ended(number)]):
@@ -82,12 +82,12 @@ def ended(number: int) -> LineageEnded:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the file is."""
+    """Return the path of the journal's file."""
     return tmp_path / "ends.db"
 
 
 def spawn(path: Path, program: str) -> subprocess.Popen[str]:
-    """Start a process with a journal of its own, and wait until it has it."""
+    """Start a process that runs a program with a journal, and wait until the journal is open."""
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD + program + RUN, str(path)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -101,27 +101,27 @@ def spawn(path: Path, program: str) -> subprocess.Popen[str]:
 
 
 def find_full(self: JournalFile, *rows: object) -> Any:
-    """Do as SQLite does when the disk is full."""
+    """Raise what SQLite raises when the disk is full."""
     exc = sqlite3.OperationalError("database or disk is full")
     exc.sqlite_errorcode = sqlite3.SQLITE_FULL
     raise exc
 
 
 def find_damage(self: JournalFile, *rows: object) -> Any:
-    """Do as SQLite does when it meets a broken page."""
+    """Raise what SQLite raises when it reads a broken page."""
     exc = sqlite3.DatabaseError("database disk image is malformed")
     exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     raise exc
 
 
 def find_read_only(*paths: object) -> None:
-    """Do as a file system does that was found broken."""
+    """Raise what a read-only file system raises."""
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 @asynccontextmanager
 async def running(path: Path, **options: Any) -> AsyncIterator[tuple[Journal, list[Change]]]:
-    """Run a journal; give what it has loaded, too."""
+    """Run a journal; yield it with the changes that it has loaded."""
     journal = Journal(path, **options)
     changes = await journal.start()
     try:
@@ -131,7 +131,7 @@ async def running(path: Path, **options: Any) -> AsyncIterator[tuple[Journal, li
 
 
 async def read(path: Path) -> set[Change]:
-    """Return what a journal holds."""
+    """Return the changes that a journal contains."""
     async with running(path) as (_, changes):
         return set(changes)
 
@@ -151,7 +151,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 class TestReload:
     async def test_every_change(self, path: Path) -> None:
-        """What was written is there when the next process starts."""
+        """A change of any kind is loaded from the file when the next journal starts."""
         changes: list[Change] = [
             ended(1),
             LineageEnded("visitor", 5.0, carries=True, ttl=DAY, minor=True),
@@ -167,7 +167,7 @@ class TestReload:
         assert await read(path) == set(changes)
 
     async def test_kill(self, path: Path) -> None:
-        """An end whose answer was given survives ``kill -9``."""
+        """An end that was acknowledged survives ``kill -9``."""
         process = await asyncio.to_thread(spawn, path, WRITER)
         assert process.stdout is not None
         for _ in range(50):
@@ -181,7 +181,7 @@ class TestReload:
         )
 
     async def test_stop_writes_what_is_left(self, path: Path) -> None:
-        """Nobody has to wait before the journal is stopped; nothing is taken afterwards."""
+        """``stop()`` writes all pending changes; later ones are refused."""
         async with running(path) as (journal, _):
             futures = [journal.append([ended(number)]) for number in range(100)]
         await journal.stop()
@@ -191,7 +191,7 @@ class TestReload:
         assert await read(path) == {ended(number) for number in range(100)}
 
     async def test_time(self, path: Path) -> None:
-        """The next process learns the last time, also when the clock was set back since."""
+        """The latest time is loaded by the next process, even if the clock was set back since."""
         async with running(path, clock=lambda: 2e9) as (journal, _):
             await journal.append([ended(1)])
         async with running(path, clock=lambda: 1e9) as (journal, _):
@@ -200,14 +200,14 @@ class TestReload:
 
 class TestGroupCommit:
     async def test_few_commits(self, path: Path) -> None:
-        """A thousand ends that come together are written together."""
+        """A thousand ends that are appended together take few commits."""
         async with running(path) as (journal, _):
             futures = [journal.append([ended(number)]) for number in range(1000)]
             assert all(await asyncio.gather(*futures))
             assert journal.commits <= 20
 
     async def test_more_than_a_batch(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A transaction has a size, so that what comes next needn't wait for long."""
+        """Many ends are split into transactions of a limited size, so that none takes long."""
         monkeypatch.setattr(journal_writer, "BATCH", 10)
         async with running(path) as (journal, _):
             futures = [journal.append([ended(number)]) for number in range(1000)]
@@ -217,13 +217,13 @@ class TestGroupCommit:
         assert len(await read(path)) == 1000
 
     async def test_nothing(self, path: Path) -> None:
-        """Without a change the time alone is written."""
+        """An append without changes is a commit, too."""
         async with running(path) as (journal, _):
             assert await journal.append([])
             assert journal.commits == 1
 
     async def test_cancelled(self, path: Path) -> None:
-        """Who no longer waits harms nobody, and it is written all the same."""
+        """A change whose future was cancelled is written all the same, as are later ones."""
         async with running(path) as (journal, _):
             future = journal.append([ended(1)])
             assert future.cancel()
@@ -234,7 +234,7 @@ class TestGroupCommit:
     async def test_loop_is_free(
         self, path: Path, stuck: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The event loop goes on while the disk doesn't respond; the journal says so."""
+        """While the disk doesn't respond, the loop continues, and ``failing`` becomes true."""
         async with running(path) as (journal, _):
             future = journal.append([ended(1)])
             failing = [journal.failing]
@@ -249,7 +249,7 @@ class TestGroupCommit:
 
 class TestArguments:
     async def test_type_of_id(self, path: Path) -> None:
-        """What can't be stored is an error at once, and nothing of that call is written."""
+        """An id that can't be stored is an error at once, and nothing of that call is written."""
         async with running(path) as (journal, _):
             with pytest.raises(TypeError, match="a float can't be stored"):
                 await journal.append([ended(1), IdNote(1.5, "a", 0.0, DAY)])
@@ -259,19 +259,19 @@ class TestArguments:
 
     @pytest.mark.parametrize("path", [7, None, b"ends.db"])
     def test_type_of_path(self, path: Any) -> None:
-        """A wrong type is an error that names the option."""
+        """A path of a wrong type raises a TypeError that names the option."""
         with pytest.raises(TypeError, match="journal must be a str or Path"):
             Journal(path)
 
     def test_no_path(self) -> None:
-        """An empty path is an error that names the option."""
+        """An empty path raises a ValueError that names the option."""
         with pytest.raises(ValueError, match="journal must be the path of a file"):
             Journal("")
 
 
 class TestAnotherProcess:
     async def test_refused(self, path: Path) -> None:
-        """A file has one process; its death frees it."""
+        """A file in use by a process can't be opened by another one until that has died."""
         process = await asyncio.to_thread(spawn, path, "    await asyncio.Event().wait()")
         with process:
             with pytest.raises(JournalError, match="in use by another process: give each worker"):
@@ -281,7 +281,7 @@ class TestAnotherProcess:
             assert await journal.append([ended(1)])
 
     async def test_start_again(self, path: Path) -> None:
-        """What was refused, or stopped, may be started later."""
+        """A journal that was refused or stopped may be started again."""
         journal = Journal(path)
         async with running(path):
             with pytest.raises(JournalError):
@@ -292,7 +292,7 @@ class TestAnotherProcess:
             await journal.stop()
 
     async def test_start_cancelled(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A start that is given up leaves the file to others."""
+        """A start that is cancelled releases the file."""
         load, free = JournalFile.load, threading.Event()
 
         def wait_and_load(self: JournalFile) -> tuple[list[Change], float]:
@@ -313,7 +313,7 @@ class TestAnotherProcess:
 
 class TestFailingDisk:
     async def test_full(self, path: Path) -> None:
-        """A full disk is an error in the log, once; what it didn't take is written later."""
+        """A full disk is logged once as an error; pending records are written when it has room."""
         process = await asyncio.to_thread(spawn, path, FULL)
         output, errors = await asyncio.to_thread(process.communicate)
         full, refused, again = output.splitlines()
@@ -328,7 +328,7 @@ class TestFailingDisk:
     async def test_full_at_start(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The process starts without its journal, and has it as soon as the disk works."""
+        """If the file can't be read, the journal starts empty, and works once the disk does."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.01)
 
         def fail(self: JournalFile) -> None:
@@ -351,7 +351,9 @@ class TestFailingDisk:
     async def test_read_late(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
     ) -> None:
-        """What can't be read at the start is told as soon as it can be, unless that is the end."""
+        """
+        Records unreadable at the start are reported once they are read, unless it is stopped.
+        """
         if not stops:
             monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         async with running(path) as (journal, _):
@@ -370,7 +372,7 @@ class TestFailingDisk:
         assert await read(path) == {ended(1), ended(2)}
 
     async def test_refused_record(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """A record that SQLite refuses keeps no other from the disk."""
+        """A record that SQLite refuses doesn't block others."""
         broken = LineageEnded("token", float("nan"), carries=False, ttl=DAY)
         async with running(path) as (journal, _):
             futures = [journal.append([change]) for change in (ended(1), broken, ended(2))]
@@ -383,7 +385,7 @@ class TestFailingDisk:
     async def test_damaged_while_open(
         self, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A file that is found damaged is set aside; what was to be written is in the new one."""
+        """A file that is found damaged is renamed; pending records are written to a new one."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         async with running(path) as (journal, _):
             await journal.append([ended(1)])
@@ -399,7 +401,7 @@ class TestFailingDisk:
     async def test_damaged_and_read_only(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A damaged file that can't be renamed yet is tried again, as is any that fails."""
+        """When a damaged file can't be renamed, writing is retried, as after any other failure."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         async with running(path) as (journal, _):
             with monkeypatch.context() as broken:
@@ -419,7 +421,7 @@ class TestFailingDisk:
     async def test_garbage_and_read_only(
         self, garbage: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """So is one that is found damaged at the start."""
+        """When a file found damaged at the start can't be renamed, that is retried."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         with monkeypatch.context() as broken:
             broken.setattr(os, "replace", find_read_only)
@@ -431,7 +433,7 @@ class TestFailingDisk:
         assert "can't be read" in caplog.text
 
     async def test_under_load(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What the disk didn't take is written when it works again, though more always waits."""
+        """After a failure pending records are written, even if new ones keep arriving."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.0)
         write, wrote, works = JournalFile.write, list[tuple[Any, ...]](), threading.Event()
 
@@ -460,7 +462,7 @@ class TestFailingDisk:
     async def test_bounded_backlog(
         self, path: Path, stuck: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A disk that hangs for long doesn't fill the memory."""
+        """While the disk hangs, the number of pending appends is bounded: others are refused."""
         monkeypatch.setattr(journal_writer, "BACKLOG", 10)
         async with running(path) as (journal, _):
             futures = [journal.append([ended(number)]) for number in range(20)]
@@ -471,7 +473,7 @@ class TestFailingDisk:
     async def test_hangs_at_stop(
         self, path: Path, stuck: threading.Event, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A disk that hangs doesn't keep the process from ending."""
+        """A disk that hangs doesn't keep ``stop()`` from returning."""
         journal = Journal(path)
         await journal.start()
         future = journal.append([ended(1)])
@@ -484,7 +486,7 @@ class TestFailingDisk:
     async def test_full_until_the_end(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What was never written is counted in the log, also what there was no room for."""
+        """All records that were never written are counted in the log, dropped ones included."""
         monkeypatch.setattr(journal_writer, "BACKLOG", 10)
         with monkeypatch.context() as broken:
             async with running(path) as (journal, _):
@@ -497,7 +499,7 @@ class TestFailingDisk:
     async def test_full_until_the_time_is_known(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What a full disk didn't take is not written over what is known since."""
+        """A record with a pending time, written late, doesn't replace one with the real time."""
         end, known = SubjectEnded(Subject("identity", "ann"), PENDING, DAY), 1.7e9
         async with running(path) as (journal, _):
             with monkeypatch.context() as broken:
@@ -510,7 +512,7 @@ class TestFailingDisk:
     async def test_damage_found_by_reading(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A broken page that only reading finds sets the file aside, too."""
+        """A file whose broken page is found only by reading is renamed, too."""
         async with running(path) as (journal, _):
             await journal.append([ended(1)])
         load = JournalFile.load
@@ -523,7 +525,7 @@ class TestFailingDisk:
     async def test_tidying_fails(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A disk that is full when expired rows are deleted is retried as any other."""
+        """A full disk during the clean-up of expired rows is logged and retried as any other."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         slices: list[Callable[[JournalFile], Any]] = [find_full, bool, lambda file: False]
         monkeypatch.setattr(JournalFile, "tidy", lambda self: bool(slices and slices.pop()(self)))
@@ -536,7 +538,7 @@ class TestFailingDisk:
         assert "can't be written (database or disk is full)" in caplog.text
 
     def test_closed_loop(self, path: Path, stuck: threading.Event) -> None:
-        """A loop that was closed without a stop loses nothing that was handed over."""
+        """Changes that were appended before the event loop was closed are still written."""
 
         async def leave() -> None:
             journal = Journal(path)

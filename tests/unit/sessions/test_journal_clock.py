@@ -1,5 +1,5 @@
 """
-The clock that a journal keeps: what the next process gives out is later, however this one ends.
+The time in a journal: timestamps of the next process are later, however this one ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.seconds import Seconds
 
 
 async def times_after(path: Path, wall: float) -> Clock:
-    """Return the clock of a process that begins with a journal, at a time by the wall clock."""
+    """Return the clock of a process that starts with a journal at a time of the wall clock."""
     clock, journal = Clock(wall=Seconds(wall), monotonic=Seconds()), Journal(path)
     await journal.start(clock.now)
     clock.start_after(journal.last_time)
@@ -28,7 +28,7 @@ async def times_after(path: Path, wall: float) -> Clock:
 
 
 def set_clocks(core: Core, wall: Seconds, monotonic: Seconds) -> Clock:
-    """Let a process have the clocks of a test."""
+    """Replace the wall clock and the monotonic clock of a process."""
     clock = core.clock
     clock.wall, clock.monotonic = wall, monotonic
     clock.start_after(wall())
@@ -37,7 +37,7 @@ def set_clocks(core: Core, wall: Seconds, monotonic: Seconds) -> Clock:
 
 @pytest.mark.parametrize("kill", [True, False])
 async def test_set_back(kill: bool, tmp_path: Path) -> None:
-    """A clock that is set back between two processes is earlier than nothing that began."""
+    """If the wall clock is set back between two processes, timestamps of the second are later."""
     path, copy = tmp_path / "ends.db", tmp_path / "copy.db"
     registry = SessionWSRegistry(journal=path)
     core = inspect(registry)

@@ -1,5 +1,5 @@
 """
-The journal's file: merged as memory is, bounded, private, and ours alone.
+The journal's file: merged as in memory, bounded, private, and used by one process.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The clock of the file."""
+    """Return the clock of the file."""
     return Clock()
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the file is."""
+    """Return the path of the file."""
     return tmp_path / "ends.db"
 
 
@@ -100,13 +100,13 @@ def write(file: JournalFile, *changes: Change, now: float = NOW) -> None:
 
 
 def tidy(file: JournalFile) -> None:
-    """Delete all that is to be deleted."""
+    """Delete all expired and surplus rows."""
     while file.tidy():
         pass
 
 
 def count(path: Path, table: str) -> int:
-    """Count the rows of a file that nobody has open."""
+    """Count the rows of a table in a closed file."""
     with closing(sqlite3.connect(path)) as connection:
         number: int = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
     return number
@@ -118,7 +118,7 @@ def ended(number: int, ttl: float = DAY, *, minor: bool = False) -> LineageEnded
 
 
 def some_change(choose: random.Random) -> Change:
-    """Return any change about few lineages and subjects."""
+    """Return a random change of one of a few lineages and subjects."""
     token, time = choose.choice("ab"), float(choose.randrange(5))
     match choose.randrange(4):
         case 0:
@@ -135,7 +135,7 @@ def some_change(choose: random.Random) -> Change:
 class TestMerge:
     @pytest.mark.parametrize("seed", range(40))
     def test_as_memory_does(self, path: Path, seed: int) -> None:
-        """Whatever is written, in whatever order and portions, reads as memory has merged it."""
+        """Changes that are written in any order and portions are read as memory merges them."""
         choose = random.Random(seed)
         changes = [some_change(choose) for _ in range(choose.randrange(1, 25))]
         records, file = Records(), JournalFile(path, lambda: NOW)
@@ -153,14 +153,14 @@ class TestMerge:
         assert len(read) == len(records)
 
     def test_round_trip_of_ids(self, file: JournalFile) -> None:
-        """Ids keep their types, and whatever characters they are made of."""
+        """Ids keep their types and characters."""
         notes = [IdNote(id_, "\ud800", NOW, DAY) for id_ in (7, "7", ("shop", 7), "\x00é\ud800")]
         write(file, *notes)
 
         assert set(file.load()[0]) == set(notes)
 
     def test_unknown_time(self, file: JournalFile) -> None:
-        """A time that was not known gives way to the next one, which is earlier."""
+        """A pending time is replaced by the next real one, although that is earlier."""
         renewed = LineageRenewed("b", 1, 1, PENDING, False, seen=False, ttl=DAY)
         ended = LineageEnded("a", PENDING, carries=False, ttl=DAY)
         changes = (SubjectEnded(ANN, PENDING, DAY), ended, renewed)
@@ -170,7 +170,7 @@ class TestMerge:
         assert set(file.load()[0]) == {change._replace(at=NOW) for change in changes}
 
     def test_all_or_none(self, file: JournalFile) -> None:
-        """A transaction that fails has written nothing, and harms no later one."""
+        """A transaction that fails writes nothing, and doesn't affect later ones."""
         broken = LineageEnded("token", float("nan"), carries=False, ttl=DAY)
         with pytest.raises(sqlite3.IntegrityError):
             write(file, ended(1), broken)
@@ -182,7 +182,7 @@ class TestMerge:
 
 class TestBounds:
     def test_expired(self, file: JournalFile, path: Path, clock: Clock) -> None:
-        """What has expired is deleted when the file is tidied."""
+        """Expired rows are deleted by the clean-up."""
         write(file, ended(1, 10.0), ended(2, DAY), SubjectEnded(ANN, NOW, 10.0))
         clock.now += 10.0
         tidy(file)
@@ -192,7 +192,7 @@ class TestBounds:
         assert (count(path, "ended"), count(path, "subjects")) == (1, 0)
 
     def test_met_since(self, file: JournalFile, path: Path, clock: Clock) -> None:
-        """What memory still has when its time in the file is over is kept once more."""
+        """An expired row is kept for another TTL if its record is still in memory."""
         file.is_in_memory = lambda change: change == ended(2, 10.0)
         write(file, ended(1, 10.0), ended(2, 10.0))
         clock.now += 10.0
@@ -206,7 +206,7 @@ class TestBounds:
         assert count(path, "ended") == 0
 
     def test_written_again(self, file: JournalFile, clock: Clock) -> None:
-        """A record that is written again lives from then on."""
+        """Writing a record again restarts its TTL."""
         write(file, ended(1, 10.0))
         write(file, ended(1, 10.0), now=NOW + 9)
         clock.now += 15
@@ -214,7 +214,7 @@ class TestBounds:
         assert file.load()[0] == [ended(1, 10.0)]
 
     def test_minor_end_is_short(self, file: JournalFile, clock: Clock) -> None:
-        """The end of a session that held nothing is kept for an hour."""
+        """The end of a session that held nothing expires after an hour."""
         write(file, ended(1, minor=True))
         clock.now += 3600.0
         tidy(file)
@@ -222,7 +222,7 @@ class TestBounds:
         assert file.load()[0] == []
 
     def test_pools(self, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each kind keeps its newest, and pushes out nothing of another kind."""
+        """Each kind of row keeps its newest ones, and evicts none of another kind."""
         monkeypatch.setattr(journal_file, "SLICE", 7)
         pools = {name: Pool(pool.table, pool.where, 100) for name, pool in POOLS.items()}
         file = JournalFile(path, clock, pools)
@@ -240,7 +240,7 @@ class TestBounds:
         assert (count(path, "subjects"), count(path, "notes")) == (1, 1)
 
     def test_shrinks(self, file: JournalFile, path: Path, clock: Clock) -> None:
-        """The disk gets back what is no longer used."""
+        """The file shrinks when rows are deleted."""
         write(file, *[ended(number, 10.0) for number in range(60_000)])
         file.close()
         full = path.stat().st_size
@@ -253,14 +253,14 @@ class TestBounds:
 
 class TestOpening:
     def test_private(self, file: JournalFile, path: Path) -> None:
-        """It names users, so nobody else may read it."""
+        """Only the owner may read and write the files, since they name users."""
         write(file, ended(1))
 
         for name in (path, f"{path}-wal"):
             assert stat.S_IMODE(Path(name).stat().st_mode) == 0o600
 
     def test_time(self, file: JournalFile, path: Path, clock: Clock) -> None:
-        """The latest time that was written is kept, whatever the clock does then."""
+        """The latest time that was written is kept when the clock is set back."""
         write(file, ended(1))
         clock.now -= 3600
         write(file, ended(2))
@@ -268,7 +268,7 @@ class TestOpening:
         assert file.load()[1] == NOW
 
     def test_in_use(self, file: JournalFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nobody else may open it, and the error says what to do; when it is closed they may."""
+        """A file can be opened once only, until it is closed; the error says what to do."""
         monkeypatch.setattr(journal_file, "LOCK_WAIT", 0.0)
         other = JournalFile(path, lambda: NOW)
         with pytest.raises(JournalError, match="a path of its own, or use RedisSessionWSRegistry"):
@@ -280,7 +280,7 @@ class TestOpening:
         other.close()
 
     def test_no_directory(self, tmp_path: Path) -> None:
-        """A path that can't be is an error that names it."""
+        """A path in a directory that doesn't exist raises an error that names the path."""
         with pytest.raises(JournalError, match=r"nowhere.ends\.db can't be opened"):
             JournalFile(tmp_path / "nowhere/ends.db", lambda: NOW).open()
 
@@ -292,7 +292,7 @@ class TestOpening:
         ],
     )
     def test_not_ours(self, path: Path, statement: str) -> None:
-        """Somebody else's database, or a later version's journal, is left as it is."""
+        """The database of another program, or a later version's journal, is left unchanged."""
         with closing(sqlite3.connect(path)) as connection:
             connection.execute(statement)
         before = path.read_bytes()
@@ -303,10 +303,10 @@ class TestOpening:
 
 
 class TestTakenAway:
-    """What is written is where whoever opens the file finds it."""
+    """Written records stay readable after files were deleted or closed."""
 
     def found(self, path: Path, clock: Clock) -> set[Change]:
-        """Return what another process would find after ``kill -9``."""
+        """Return the changes that another process would read after ``kill -9``."""
         copy = path.parent / "copy"
         copy.mkdir()
         for one in path.parent.glob("ends.db*"):
@@ -317,7 +317,7 @@ class TestTakenAway:
         return set(changes)
 
     def test_log_deleted(self, file: JournalFile, path: Path, clock: Clock) -> None:
-        """SQLite's own log holds what was written lately, and a job may tidy that up, too."""
+        """Records survive if SQLite's write-ahead log is deleted, as by a clean-up job."""
         write(file, ended(1))
         path.with_name("ends.db-wal").unlink()
         write(file, ended(2))
@@ -325,7 +325,7 @@ class TestTakenAway:
         assert self.found(path, clock) == {ended(1), ended(2)}
 
     def test_fork(self, path: Path, clock: Clock) -> None:
-        """A process that was forked, and ends, takes nothing away and breaks nothing."""
+        """A forked child that exits removes no records of its parent, before or after."""
         command = [sys.executable, "-c", FORK, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
@@ -333,7 +333,7 @@ class TestTakenAway:
         assert len(self.found(path, clock)) == 5001
 
     def test_deleted_while_the_disk_failed(self, file: JournalFile, path: Path) -> None:
-        """It is told, so that all that is known is written again."""
+        """If the file was deleted while closed, ``on_new_file`` is called once."""
         again: list[int] = []
         file.on_new_file = lambda: again.append(len(again))
         write(file, ended(1))
@@ -347,7 +347,7 @@ class TestTakenAway:
     def test_closed_by_the_disk(
         self, file: JournalFile, path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A file that was closed since the disk failed, and is there still, is gone on with."""
+        """A file that was closed since the disk failed, and still exists, is reopened silently."""
         write(file, ended(1))
         file.close()
         write(file, ended(2))
@@ -358,7 +358,7 @@ class TestTakenAway:
 
 class TestDamage:
     def check(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """It is set aside with an error, and a new one works."""
+        """Check that a damaged file is renamed with an error in the log, and a new one works."""
         file = JournalFile(path, lambda: NOW)
         damaged = path.read_bytes()
         file.open()

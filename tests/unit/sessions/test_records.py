@@ -1,5 +1,5 @@
 """
-The records of what has ended or was renewed: merged in any order, kept for their time, bounded.
+The records of ended and renewed sessions: merging in any order, expiry and bounds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def end_of(session_ws_id: Hashable, before: float = 10.0) -> SubjectEnded:
 
 
 def merged(changes: Sequence[Change]) -> set[Change]:
-    """Return all that is kept of some changes."""
+    """Return the records that result from some changes."""
     records = Records(clock=Seconds())
     for change in changes:
         records.merge(change)
@@ -74,7 +74,7 @@ renewals = st.builds(
 )  # fmt: skip
 subjects = st.builds(Subject, st.sampled_from(SUBJECT_KINDS), st.sampled_from("xyz"))
 subject_ends = st.builds(SubjectEnded, subjects, times, st.just(TTL))
-# One lineage for each id: of several the first that began counts, which has a test of its own.
+# One lineage for each id: of several, the first counts, which has a test of its own.
 TOKENS = {"x": "a", "y": "b", "z": "c"}
 notes = st.tuples(st.sampled_from("xyz"), times).map(
     lambda drawn: IdNote(drawn[0], TOKENS[drawn[0]], drawn[1], TTL)
@@ -86,14 +86,14 @@ class TestMerge:
     @settings(max_examples=400, deadline=None)
     @given(changes.flatmap(lambda some: st.tuples(st.just(some), st.permutations(some))))
     def test_order(self, orders: tuple[list[Change], list[Change]]) -> None:
-        """In whichever order changes come, they come to the same."""
+        """The result of merging doesn't depend on the order of the changes."""
         one, other = orders
 
         assert merged(one) == merged(other)
 
     @given(changes)
     def test_twice(self, some: list[Change]) -> None:
-        """What is merged again says nothing new."""
+        """Merging changes or records again changes nothing."""
         records = Records(clock=Seconds())
         for change in some:
             records.merge(change)
@@ -105,7 +105,7 @@ class TestMerge:
 
     @given(changes, changes)
     def test_records_are_changes(self, one: list[Change], other: list[Change]) -> None:
-        """Two nodes that exchange what they keep know the same."""
+        """Merging the records of two nodes gives the same as merging all their changes."""
         assert merged([*merged(one), *merged(other)]) == merged([*one, *other])
 
     @settings(deadline=None)
@@ -115,7 +115,7 @@ class TestMerge:
     def test_many_at_once(
         self, before: list[Change], kind: Kind, ends: list[tuple[str, float]]
     ) -> None:
-        """Ends of many subjects come to the same, at once or one by one."""
+        """Ends of many subjects lead to the same records when merged at once or one by one."""
         one, other = Records(clock=Seconds()), Records(clock=Seconds())
         for change in before:
             one.merge(change)
@@ -128,7 +128,7 @@ class TestMerge:
         assert one.latest_owner_end == other.latest_owner_end
 
     def test_the_collector_looks_away(self) -> None:
-        """The garbage collector has nothing to look at in records, however many there are."""
+        """Records contain almost no objects that the garbage collector tracks."""
         records, number = Records(), 2000
         gc.collect()
         before = len(gc.get_objects())
@@ -144,7 +144,7 @@ class TestMerge:
         assert len(gc.get_objects()) < before + number / 10
 
     def test_ended_beats_all(self, records: Records) -> None:
-        """A lineage that has ended can't be renewed any more."""
+        """A lineage that has ended can't be renewed."""
         assert records.merge(renewed(1))
         assert records.merge(ended())
         assert not records.merge(renewed(2))
@@ -153,7 +153,7 @@ class TestMerge:
         assert records.newest("a") == 0
 
     def test_the_later_end_counts(self, records: Records) -> None:
-        """Of two ends of a lineage the later time counts, and what one carries stays."""
+        """Of several ends of a lineage the latest time counts, and ``carries`` is kept."""
         records.merge(ended(at=20.0, carries=True))
         records.merge(ended(at=10.0))
         records.merge(ended(at=30.0))
@@ -161,7 +161,7 @@ class TestMerge:
         assert records.lineage("a") == ended(at=30.0, carries=True)
 
     def test_the_greater_generation_counts(self, records: Records) -> None:
-        """Of two generations the newer one counts alone."""
+        """Of several generations of a lineage only the newest is kept."""
         records.merge(renewed(2, at=20.0, seen=True))
         assert records.merge(renewed(3, at=15.0))
         assert not records.merge(renewed(1, at=50.0))
@@ -170,7 +170,7 @@ class TestMerge:
         assert records.newest("a") == 3
 
     def test_the_same_generation_adds_up(self, records: Records) -> None:
-        """What two changes say of one generation adds up."""
+        """Two records of the same generation are combined, each field to the greater value."""
         records.merge(renewed(2, after=1, at=20.0))
         login = LineageRenewed("a", 2, 0, 30.0, True, True, TTL)
         assert records.merge(login)
@@ -186,7 +186,7 @@ class TestMerge:
         assert records.ended_before(Subject("identity", "x")) == -math.inf
 
     def test_epoch(self, records: Records) -> None:
-        """The epoch tells that something new was learned."""
+        """The epoch increases if and only if a change is new."""
         epoch = records.epoch
         records.merge(ended())
         assert records.epoch > epoch
@@ -202,7 +202,7 @@ class TestNotes:
     def test_end_of_an_id(
         self, records: Records, before: float, ends: bool, reverse: bool
     ) -> None:
-        """An id's end ends the lineage it was noted for, whichever is learned first."""
+        """An end of an id ends the lineage noted for it, whichever of the two is merged first."""
         both: list[Change] = [IdNote("x", "a", 5.0, TTL), end_of("x", before)]
         for change in reversed(both) if reverse else both:
             records.merge(change)
@@ -210,7 +210,7 @@ class TestNotes:
         assert (records.lineage("a") == ended(at=before)) is ends
 
     def test_the_first_lineage(self, records: Records) -> None:
-        """Of several lineages under one id the one that began first is noted."""
+        """Of several lineages under one id, the one that began first is noted."""
         records.merge(IdNote("x", "b", 5.0, TTL))
         records.merge(IdNote("x", "a", 3.0, TTL))
         assert not records.merge(IdNote("x", "c", 4.0, TTL))
@@ -221,7 +221,7 @@ class TestNotes:
 
     @pytest.mark.parametrize("session_ws_id", [1, 2.5, (1, "a"), frozenset({1}), "", "\ud800"])
     def test_any_hashable(self, records: Records, session_ws_id: Hashable) -> None:
-        """Any hashable may be an id, a str with surrogates too."""
+        """Any hashable may be an id, including a str with surrogates."""
         records.merge(end_of(session_ws_id))
 
         assert records.ended_before(Subject("id", session_ws_id)) == 10.0
@@ -229,7 +229,7 @@ class TestNotes:
 
     @pytest.mark.parametrize("other", ["1", (1,), b"one", 2], ids=repr)
     def test_different_ids(self, records: Records, other: Hashable) -> None:
-        """Ids that only look alike are two."""
+        """Ids that are equal share an end; ids that only look alike don't."""
         records.merge(end_of(1))
 
         assert records.ended_before(Subject("id", True)) == 10.0
@@ -238,7 +238,7 @@ class TestNotes:
 
 class TestLifetime:
     def test_ttl(self, records: Records, clock: Seconds) -> None:
-        """An end is kept for its time after it was last met."""
+        """An end expires after its TTL, which each look-up restarts."""
         records.merge(ended())
         for _ in range(3):
             clock.now += TTL - 1
@@ -248,7 +248,7 @@ class TestLifetime:
         assert records.lineage("a") is None
 
     def test_subject(self, records: Records, clock: Seconds) -> None:
-        """The end of an identity is forgotten, and with the last one that there is any."""
+        """After the last end of a subject has expired, ``has_subjects`` is false."""
         records.merge(SubjectEnded(Subject("identity", "ann"), 10.0, TTL))
         assert records.has_subjects
         clock.now += TTL
@@ -257,14 +257,14 @@ class TestLifetime:
         assert not records.has_subjects
 
     def test_minor(self, records: Records, clock: Seconds) -> None:
-        """The end of a session that held nothing is kept for an hour at most."""
+        """The end of a session that held nothing expires after an hour."""
         records.merge(ended(minor=True))
         clock.now += MINOR_TTL
 
         assert records.lineage("a") is None
 
     def test_minor_that_belonged_to_somebody(self, records: Records, clock: Seconds) -> None:
-        """An end turns out to be somebody's, and is kept as long as any."""
+        """A minor end is kept for the full TTL once an end that isn't minor is merged with it."""
         records.merge(ended(minor=True))
         assert records.merge(ended())
         assert not records.merge(ended(minor=True))
@@ -286,7 +286,7 @@ KINDS: dict[str, Make] = {
 class TestBound:
     @pytest.mark.parametrize("kind", KINDS)
     def test_bounded(self, kind: str) -> None:
-        """Of no kind are more kept than its limit."""
+        """The number of records of each kind is bounded."""
         records = Records(limit=10, minor=10, clock=Seconds())
         for number in range(100):
             records.merge(KINDS[kind](number))
@@ -295,7 +295,7 @@ class TestBound:
 
     @pytest.mark.parametrize("kind", ["minor", "generation", "note"])
     def test_pushes_out_no_end(self, kind: str) -> None:
-        """What anybody can make any number of pushes nobody's end out."""
+        """Records that any client can cause in any number evict no end of a user's session."""
         records = Records(limit=10, minor=10, clock=Seconds())
         records.merge(ended("ann's"))
         records.merge(SubjectEnded(Subject("identity", "ann"), 10.0, TTL))
@@ -307,7 +307,7 @@ class TestBound:
 
     @pytest.mark.parametrize("kind", ["lineage", "subject"])
     def test_warning(self, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-        """An end that had to go is worth one warning for many, which names nobody."""
+        """Evicting many ends logs a single warning, which names no session."""
         records = Records(limit=10, minor=10, clock=Seconds())
         for number in range(10):
             records.merge(KINDS[kind](number))
@@ -320,7 +320,7 @@ class TestBound:
         assert "token" not in caplog.text
 
     def test_one_order_one_record(self, records: Records) -> None:
-        """However often a lineage was renewed or ended, it has one record."""
+        """A lineage has one record, however often it was renewed or ended."""
         for generation in range(1, 1000):
             records.merge(renewed(generation))
         assert len(records) == 1

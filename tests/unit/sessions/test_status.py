@@ -1,5 +1,5 @@
 """
-The one answer to "is this session over?".
+The status of a session by its records: alive, ended or replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ID, ANN, LABEL = Subject("id", "x"), Subject("identity", "ann"), Subject("label"
 def judged(
     *changes: Change, generation: int = 0, began: float = 100.0, now: float = NOW
 ) -> Status:
-    """Judge a session of ann's by what is recorded."""
+    """Return the status of a session of ann's after some changes."""
     records = Records()
     for change in changes:
         records.merge(change)
@@ -45,45 +45,45 @@ def renewed(
 
 class TestEnded:
     def test_nothing_recorded(self) -> None:
-        """A session of which nothing is known is alive."""
+        """A session without records is alive."""
         assert judged() == Status(State.ALIVE, 0.0)
 
     @pytest.mark.parametrize("carries", [False, True])
     def test_lineage(self, carries: bool) -> None:
-        """A lineage that has ended is over for every generation; so long ago, and carrying."""
+        """Every generation of an ended lineage is ended, with the end's age and ``carries``."""
         end = LineageEnded("a", 990.0, carries, TTL)
 
         assert judged(end) == Status(State.ENDED, 10.0, carries)
         assert judged(end, generation=7).state is State.ENDED
 
     def test_other_lineage(self) -> None:
-        """The end of another lineage is no concern of this one."""
+        """The end of another lineage doesn't end a session."""
         assert judged(LineageEnded("b", 990.0, carries=False, ttl=TTL)).alive
 
     @pytest.mark.parametrize("subject", [ID, ANN, LABEL], ids=["id", "identity", "label"])
     @pytest.mark.parametrize(("began", "over"), [(499.0, True), (500.0, True), (500.1, False)])
     def test_subject(self, subject: Subject, began: float, over: bool) -> None:
-        """The end of an id, identity or label concerns what had begun by then."""
+        """The end of an id, identity or label ends the sessions that had begun by then."""
         end = SubjectEnded(subject, 500.0, TTL)
 
         assert (judged(end, began=began).state is State.ENDED) is over
 
     def test_renewal_escapes_no_end(self) -> None:
-        """A renewed lineage keeps the time at which it began."""
+        """A renewal after an end of its identity doesn't save a session."""
         end = SubjectEnded(ANN, 500.0, TTL)
 
         assert judged(renewed(3, at=900.0), end, generation=3).state is State.ENDED
 
     @pytest.mark.parametrize(("ahead", "over"), [(FUTURE, False), (FUTURE + 0.1, True)])
     def test_from_the_future(self, ahead: float, over: bool) -> None:
-        """A lineage that claims to begin in the future is concerned by any end, and only then."""
+        """A lineage that begins too far in the future is ended by any end, and alive without."""
         end = SubjectEnded(ANN, 1.0, TTL)
 
         assert (judged(end, began=NOW + ahead).state is State.ENDED) is over
         assert judged(began=NOW + ahead).alive
 
     def test_from_the_future_again_later(self) -> None:
-        """That is judged anew each time."""
+        """A lineage from the future is alive again once its beginning has passed."""
         end = SubjectEnded(ANN, 1.0, TTL)
 
         assert judged(end, began=NOW + 60).state is State.ENDED
@@ -102,10 +102,7 @@ class TestReplaced:
         ],
     )
     def test_older_generation(self, age: float, seen: bool, state: State) -> None:
-        """
-        An older generation is replaced for the grace, and for good once somebody has come with
-        the newest one.
-        """
+        """An older generation is replaced for the grace, and for good once the newest was seen."""
         found = judged(renewed(1, at=NOW - age, seen=seen))
 
         assert found.state is state
@@ -113,18 +110,18 @@ class TestReplaced:
 
     @pytest.mark.parametrize("age", [0.0, GRACE, 1e6])
     def test_given_after_a_later_one(self, age: float) -> None:
-        """What is older than the generation that a renewal was given to is replaced for good."""
+        """A generation older than the one that was renewed is replaced for good."""
         found = judged(renewed(5, at=NOW - age, after=3), generation=2)
 
         assert found == Status(State.REPLACED, math.inf)
 
     @pytest.mark.parametrize("generation", [5, 6])
     def test_newest(self, generation: int) -> None:
-        """The newest generation is alive, and one that nobody here has heard of."""
+        """The newest recorded generation is alive, and so is a newer one."""
         assert judged(renewed(5, at=NOW, after=3, seen=True), generation=generation).alive
 
     def test_lost_response(self) -> None:
-        """If nobody has come with the newest generation after the grace, the older serves on."""
+        """If the newest generation isn't seen within the grace, the one before is alive again."""
         lost = renewed(5, at=NOW - GRACE, after=4)
 
         assert judged(lost, generation=4).alive
