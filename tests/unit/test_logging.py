@@ -14,7 +14,7 @@ from tests.support.seconds import Seconds
 
 @pytest.mark.parametrize("subject", ["secret", ("secret", 1), "\ud800secret", 7])
 def test_fingerprint(subject: Hashable) -> None:
-    """Equal subjects have the same fingerprint, others another one; it hides its subject."""
+    """A fingerprint is equal for equal subjects, differs for another, and hides its subject."""
     assert fingerprint(subject) == fingerprint(subject)
     assert fingerprint(subject) != fingerprint("another")
     assert "secret" not in fingerprint(subject)

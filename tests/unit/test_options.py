@@ -95,7 +95,7 @@ class TestExpiry:
             Expiry(**{name: seconds})
 
     def test_none(self) -> None:
-        """Only the interval of checks and the longest lifetime may be None."""
+        """The interval of checks and the longest lifetime may be None, other durations may not."""
         assert Expiry(revalidate_every=None, max_lifetime=None).revocation_ttl
         for name in ("revocation_ttl", "renewal_grace"):
             nothing: dict[str, Any] = {name: None}

@@ -51,7 +51,7 @@ def make_app(
 
 
 async def test_many_origins(caplog: pytest.LogCaptureFixture) -> None:
-    """Of many refused origins ten are logged, each line bounded however long the origin."""
+    """At most ten refused origins are logged, and long ones are shortened."""
     policy = OriginPolicy()
     for number in range(50):
         origin = f"https://{number}{'x' * 5000}.example"
@@ -82,7 +82,7 @@ class TestSameOrigin:
         assert await knock(client, origin=origin) == 101
 
     async def test_foreign_page(self, aiohttp_client: AiohttpClient) -> None:
-        """A foreign page gets 403 with and without the middleware; its session isn't loaded."""
+        """A foreign page gets 403, also without the middleware, where no session is loaded."""
         storage = CountingStorage()
         app = make_app(storage=storage)
         app.middlewares.remove(session_ws_middleware)

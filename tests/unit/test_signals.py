@@ -570,7 +570,7 @@ class TestConnectionContext:
     async def test_needs_no_finally(
         self, aiohttp_client: AiohttpClient, path: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The code after a ``yield`` needs no ``try``, even if the handler or a context fails."""
+        """The code after a ``yield`` runs without ``try``, even if the handler or others fail."""
         ends = asyncio.Queue[str]()
 
         async def plain(connection: Connection) -> AsyncIterator[None]:

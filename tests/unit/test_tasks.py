@@ -99,7 +99,7 @@ class TestBackgroundTasks:
 
 class TestSupervise:
     async def test_again(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A function that raises is restarted after a growing pause, without its error's text."""
+        """A function that raises is restarted after a growing pause; its message isn't logged."""
         pauses: list[float] = []
         runs = 0
 

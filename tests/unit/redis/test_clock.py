@@ -121,9 +121,7 @@ class TestRedisClock:
         assert abs(times.clock.now() - times.right) < 0.31
 
     def test_unknown(self) -> None:
-        """
-        Until the clock is known, beginnings are at 0, and ends are pending and resolved later.
-        """
+        """Until the clock is known, beginnings are at 0 and ends are pending, resolved later."""
         times = Times(skew=-600.0)
         assert times.clock.begin_time() == 0.0
         end = times.clock.end_time()
@@ -161,7 +159,7 @@ class TestRedisClock:
         assert abs(times.clock.now() - (times.right + 50.0)) < 0.1
 
     def test_set_back(self) -> None:
-        """When Redis' own clock is set back, the shared clock continues, ahead of it."""
+        """When Redis' own clock is set back, ours continues, and ``ahead`` is to be reported."""
         times = Times()
         times.measure(0.001, 0.001)
         begun = times.clock.begin_time()

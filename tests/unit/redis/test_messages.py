@@ -235,7 +235,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("ends", [False, True])
     def test_one(self, ends: bool) -> None:
-        """A message of one order is decoded by the remembered head of an earlier one."""
+        """The fast decoder reads a message of one order if its head is known, its value plain."""
         encoder, reader = Encoder("p", "a/1", lambda record: record), SingleOrderDecoder()
         shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
 

@@ -271,7 +271,7 @@ class TestOutbox:
         assert await box.outbox.drain(20) == []
 
     async def test_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """``wait_idle()`` doesn't wait for an order that can't be recorded."""
+        """``wait_idle()`` ignores an order that can't be recorded: lost ones can be rewritten."""
         poison = '"n3"'
         box = Box(lambda keys: None if poison in keys else [], monkeypatch)
         box.connect()

@@ -69,7 +69,7 @@ async def test_replies(wired: Wired) -> None:
 
 
 async def test_waits(wired: Wired) -> None:
-    """While a reply is waited for, the wire is paused, and later replies are handled after it."""
+    """While the handling of a reply is awaited, the wire is paused and later replies wait."""
     wired.wait_for = asyncio.Event()
     wired.wire.send("ECHO", "one")
     await wired.receive(1)

@@ -52,5 +52,5 @@ def test_anything_else(subject: Hashable) -> None:
 @pytest.mark.parametrize("text", ["null", "1.5", '{"a":1}', "[null]", "nonsense"])
 def test_foreign_text(text: str) -> None:
     """A text that ``encode()`` doesn't produce raises a ValueError."""
-    with pytest.raises(ValueError):  # noqa: PT011 - json has words of its own
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is json's
         decode(text)

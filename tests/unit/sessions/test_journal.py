@@ -351,9 +351,7 @@ class TestFailingDisk:
     async def test_read_late(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
     ) -> None:
-        """
-        Records unreadable at the start are reported once they are read, unless it is stopped.
-        """
+        """Records that can't be read at the start are reported by a retry, but not at the stop."""
         if not stops:
             monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         async with running(path) as (journal, _):
@@ -421,7 +419,7 @@ class TestFailingDisk:
     async def test_garbage_and_read_only(
         self, garbage: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """When a file found damaged at the start can't be renamed, that is retried."""
+        """When a file found damaged at the start can't be renamed, the journal retries."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         with monkeypatch.context() as broken:
             broken.setattr(os, "replace", find_read_only)

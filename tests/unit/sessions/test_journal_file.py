@@ -33,7 +33,7 @@ from aiohttp_session_ws.sessions.records import (
 )
 from tests.support import PATIENCE
 
-#: Fork a process that ends as others do, write on meanwhile and afterwards, and be killed.
+#: Fork a child that exits normally; write before, meanwhile and afterwards; be killed.
 FORK = """
 import os, pathlib, signal, sys, time
 from aiohttp_session_ws.sessions.journal_file import JournalFile
@@ -325,7 +325,7 @@ class TestTakenAway:
         assert self.found(path, clock) == {ended(1), ended(2)}
 
     def test_fork(self, path: Path, clock: Clock) -> None:
-        """A forked child that exits removes no records of its parent, before or after."""
+        """A forked child that exits removes no record that its parent writes before or after."""
         command = [sys.executable, "-c", FORK, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
@@ -333,7 +333,7 @@ class TestTakenAway:
         assert len(self.found(path, clock)) == 5001
 
     def test_deleted_while_the_disk_failed(self, file: JournalFile, path: Path) -> None:
-        """If the file was deleted while closed, ``on_new_file`` is called once."""
+        """If the file was deleted while closed, one call of ``on_new_file`` asks for records."""
         again: list[int] = []
         file.on_new_file = lambda: again.append(len(again))
         write(file, ended(1))

@@ -202,7 +202,7 @@ class TestNotes:
     def test_end_of_an_id(
         self, records: Records, before: float, ends: bool, reverse: bool
     ) -> None:
-        """An end of an id ends the lineage noted for it, whichever of the two is merged first."""
+        """An end of an id ends the lineage noted for it that had begun by then, in any order."""
         both: list[Change] = [IdNote("x", "a", 5.0, TTL), end_of("x", before)]
         for change in reversed(both) if reverse else both:
             records.merge(change)
