@@ -271,7 +271,7 @@ class TestOutbox:
         assert await box.outbox.drain(20) == []
 
     async def test_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """``wait_idle()`` ignores an order that can't be recorded: lost ones can be rewritten."""
+        """``wait_idle()`` ignores an order that can't be recorded: lost records needn't wait."""
         poison = '"n3"'
         box = Box(lambda keys: None if poison in keys else [], monkeypatch)
         box.connect()

@@ -333,7 +333,7 @@ class TestTakenAway:
         assert len(self.found(path, clock)) == 5001
 
     def test_deleted_while_the_disk_failed(self, file: JournalFile, path: Path) -> None:
-        """If the file was deleted while closed, one call of ``on_new_file`` asks for records."""
+        """If the file was deleted while closed, ``on_new_file`` is called once to refill it."""
         again: list[int] = []
         file.on_new_file = lambda: again.append(len(again))
         write(file, ended(1))
