@@ -57,9 +57,9 @@ def start(aiohttp_client: AiohttpClient, redis_server: RedisServer) -> Start:
     """Return a function that starts nodes with connection limits over all of them."""
 
     async def begin(number: int = 2, *, on_limit: OnLimit, **options: Any) -> list[Client]:
-        names = ("per_session", "per_identity")
+        names = ("per_session", "per_identity", "scope")
         found = {name: options.pop(name) for name in names if name in options}
-        limits = Limits(**found, on_limit=on_limit, scope="cluster")
+        limits = Limits(**{"scope": "cluster", **found}, on_limit=on_limit)
         clients = []
         for name in "abc"[:number]:
             settings = {"timeouts": QUICK, "limits": limits, **options}
@@ -521,6 +521,15 @@ class TestCrash:
 
 class TestScope:
     async def test_process(self, start: Start, redis_server: RedisServer) -> None:
+        """With the scope "process" each node counts its own sockets, without Redis."""
+        a, b = await start(on_limit="refuse", per_session=1, scope="process")
+        cookie = await log_in(a)
+        _ = await opened(a, cookie), await opened(b, cookie)
+
+        assert await refused(a, cookie) == 4429
+        assert await places_in(redis_server) == 0
+
+    async def test_no_limit(self, start: Start, redis_server: RedisServer) -> None:
         """Without a limit no place is recorded in Redis, even with the scope "cluster"."""
         a, b = await start(on_limit="refuse")
         for client in (a, b):
