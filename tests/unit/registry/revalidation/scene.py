@@ -56,7 +56,7 @@ class Clocks:
         self.wall = 1_900_000_000.0
 
     def tick(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clocks."""
         self.loop += seconds
         self.wall += seconds
 
@@ -134,12 +134,12 @@ class Scene:
         self.clocks.tick(10)
 
     def ring(self, seconds: float = 0.0) -> None:
-        """Let time pass, and have the registry look at its clocks."""
+        """Advance the clocks, and have the registry compare them."""
         self.clocks.tick(seconds)
         tick(self.registry)
 
     async def wait(self, seconds: float = 0.0) -> None:
-        """Let time pass, and all that is due by then be checked."""
+        """Advance the clocks, and check all connections that are due by then."""
         self.ring(seconds)
         await until(self._all_checked)
 
@@ -152,7 +152,7 @@ class Scene:
         return False
 
     async def stays(self, ws: aiohttp.ClientWebSocketResponse) -> bool:
-        """Tell whether nobody has begun to close a socket."""
+        """Return whether a socket is not being closed."""
         await ws.send_str("still there?")
         message = await ws.receive(timeout=PATIENCE)
         return message.type is WSMsgType.TEXT
