@@ -50,7 +50,7 @@ FIRST_FRAMES: Final = 16  # close frames that are written before anything else i
 CHECKED_AT_ONCE: Final = 1000  # connections checked in one go, about 1 ms, before other work
 
 
-class DeferredConnections(Protocol):
+class UnjudgedConnections(Protocol):
     """
     The connections of an order that are judged while they are closed.
     """
@@ -112,7 +112,7 @@ class ConnectionManager(ConnectionIndex):
         self._admitted = 0
         self._engine = CloseEngine(timeouts, tasks, self._remove, current)
         self._current = current
-        self._deferred: dict[DeferredConnections, None] = {}
+        self._unjudged: dict[UnjudgedConnections, None] = {}
         self._refused: set[TrackedConnection] = set()
         self._orphaned_handlers: set[TrackedConnection] = set()  # the handler still runs
         self.tasks = tasks
@@ -144,7 +144,7 @@ class ConnectionManager(ConnectionIndex):
         """
         self.timeouts = timeouts
         self._engine.shutting_down = False
-        self._deferred.clear()
+        self._unjudged.clear()
 
     # Adding
 
@@ -389,13 +389,13 @@ class ConnectionManager(ConnectionIndex):
         """
         return self._engine.close(map(_set_close_order, found), None, count)
 
-    def close_deferred(self, deferred: DeferredConnections) -> Awaitable[tuple[int, int]]:
+    def close_unjudged(self, unjudged: UnjudgedConnections) -> Awaitable[tuple[int, int]]:
         """
         Close connections as :meth:`close_each` does; pushes skip those that are yet to be closed.
         """
-        self._deferred[deferred] = None
-        deferred.when_judged(lambda: self._deferred.pop(deferred, None))
-        return self.close_each(deferred, len(deferred))
+        self._unjudged[unjudged] = None
+        unjudged.when_judged(lambda: self._unjudged.pop(unjudged, None))
+        return self.close_each(unjudged, len(unjudged))
 
     def close_for_shutdown(self, close: Close, seconds: float) -> Awaitable[tuple[int, int]]:
         """
@@ -514,8 +514,8 @@ class ConnectionManager(ConnectionIndex):
         Raises:
             TypeError: If *data* is neither text nor bytes.
         """
-        if self._deferred:
-            orders = self._deferred
+        if self._unjudged:
+            orders = self._unjudged
             connections = [c for c in connections if not any(one.closes(c) for one in orders)]
         return self.pusher.push(connections, data, by_endpoint=by_endpoint)
 

@@ -317,7 +317,7 @@ class Effects:
 
     def _close_unjudged(self, unjudged: UnjudgedSockets) -> Awaitable[tuple[int, int]]:
         unjudged.when_judged(lambda: self._recheck_later(unjudged.replaced))
-        return self._connections.close_deferred(unjudged)
+        return self._connections.close_unjudged(unjudged)
 
     async def _report(
         self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, effect: Effect
