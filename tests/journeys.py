@@ -23,6 +23,7 @@ from typing import Final
 import aiohttp
 import aiohttp_session
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 import aiohttp_session_ws
 from aiohttp_session_ws import (
@@ -111,11 +112,22 @@ async def _log_out(request: web.Request) -> web.Response:
 
 
 @contextlib.asynccontextmanager
-async def _client(registry: SessionWSRegistry) -> AsyncIterator[aiohttp.ClientSession]:
+async def _client(
+    registry: SessionWSRegistry, left: asyncio.Event | None = None
+) -> AsyncIterator[aiohttp.ClientSession]:
     """
-    Serve an app, and enter a client of it.
+    Serve an app, and enter a client of it; set *left* when the handler of a websocket has left.
     """
-    app = web.Application()
+
+    @web.middleware
+    async def outermost(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        finally:
+            if left is not None and request.path == "/ws":
+                left.set()
+
+    app = web.Application(middlewares=[outermost])
     aiohttp_session.setup(app, aiohttp_session.SimpleCookieStorage())
     app.middlewares.append(session_ws_middleware)
     setup(app, registry)
@@ -160,8 +172,8 @@ async def _expect_close(ws: aiohttp.ClientWebSocketResponse) -> None:
 
 
 async def _alone() -> dict[str, Journey]:
-    handshake, log_out = Journey(), Journey()
-    async with _client(SessionWSRegistry(identify=_identify)) as client:
+    handshake, log_out, left = Journey(), Journey(), asyncio.Event()
+    async with _client(SessionWSRegistry(identify=_identify), left) as client:
         await _visit(client)
         with _noting(handshake):
             ws = await _open(client)
@@ -171,7 +183,8 @@ async def _alone() -> dict[str, Journey]:
             await _expect_close(ws)
             # The handler's last steps count too.
             await ws.close()
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(_TIMEOUT):
+                await left.wait()
     return {"a handshake": handshake, "a log-out": log_out}
 
 
