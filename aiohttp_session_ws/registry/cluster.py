@@ -133,7 +133,7 @@ class PendingReport(Protocol):
 
     async def published(self, timeout: float) -> None:
         """
-        Wait until the order has been published, for *timeout* seconds at most.
+        Wait until the order has been recorded and published, *timeout* seconds at most.
         """
 
 
